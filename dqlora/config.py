@@ -1,0 +1,205 @@
+"""What a user may set, read from params.yaml and presets/<preset>.yaml and checked before any work starts."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dqlora.errors import UserError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[int, Field(ge=1)]
+Decibels = Annotated[float, Field(ge=-30, le=60)]
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Mix(Block):
+    copies: Positive
+    snr_db: list[Decibels | Literal["clean"]] = Field(min_length=1)
+    test_snr_db: list[Decibels] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _no_repeats(self) -> "Mix":
+        if len(set(self.test_snr_db)) < len(self.test_snr_db):
+            raise ValueError("test_snr_db names one SNR twice")
+        return self
+
+
+class TeacherHead(Block):
+    hidden: Annotated[int, Field(ge=16, multiple_of=4)]
+    layers: Annotated[int, Field(ge=0, le=12)]
+    dropout: Share
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warmup_share: Share
+    mask_share: Share
+
+
+class Student(Block):
+    quantize: Literal["nf4", "none"]
+    adapt: Literal["lora", "full"]
+
+    @model_validator(mode="after")
+    def _full_is_unquantised(self) -> "Student":
+        if self.adapt == "full" and self.quantize != "none":
+            raise ValueError("adapt: full trains the weights themselves and needs quantize: none")
+        return self
+
+
+class Lora(Block):
+    r: Annotated[int, Field(ge=1, le=256)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Share
+    target_modules: list[str] = Field(min_length=1)
+
+
+class Distill(Block):
+    temperature: Annotated[float, Field(gt=0, le=20)]
+
+
+class Train(Block):
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warmup_share: Share
+    weight_decay: Annotated[float, Field(ge=0, le=1)]
+    gradient_clip: Annotated[float, Field(gt=0)]
+    mask_time_prob: Share
+    patience: Positive
+
+
+class Evaluate(Block):
+    bootstrap_draws: Annotated[int, Field(ge=100, le=1_000_000)]
+
+
+class SplitSizes(Block):
+    train: Positive
+    validation: Positive
+    test: Positive
+
+
+class Speech(Block):
+    path: str
+    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+    clips: SplitSizes
+
+
+class NoiseSizes(Block):
+    train: Positive
+    test: Positive
+
+
+class Noise(Block):
+    path: str
+    recordings: NoiseSizes
+    seconds: Annotated[float, Field(ge=1, le=600)]
+
+
+class Budget(Block):
+    head_steps: Positive
+    steps: Positive
+    batch_seconds: Annotated[float, Field(ge=1)]
+    validate_every: Positive
+
+
+class Preset(Block):
+    """One file of presets/: where speech, noise and models come from, and how much of them."""
+
+    speech: Speech
+    noise: Noise
+    student: str
+    teacher: str
+    budget: Budget
+
+
+class Params(Block):
+    """params.yaml."""
+
+    preset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    lambda_distill: Annotated[float, Field(ge=0, le=100)]
+    teacher_input: Literal["clean", "noisy"]
+    mix: Mix
+    teacher_head: TeacherHead
+    student: Student
+    lora: Lora
+    distill: Distill
+    train: Train
+    evaluate: Evaluate
+
+
+class Paths:
+    """Where the stages of one preset leave their artifacts, below `root`."""
+
+    def __init__(self, preset: str, root: Path = Path()):
+        data, models = root / "data" / preset, root / "models" / preset
+        self.preset_folder = root / "presets" / preset
+        self.clean = data / "clean"
+        self.noise = data / "noise"
+        self.noisy = data / "noisy"
+        self.downloads = data / "downloads"
+        self.teacher_features = data / "teacher"
+        self.student = models / "pretrained" / "student"
+        self.teacher = models / "pretrained" / "teacher"
+        self.teacher_head = models / "teacher_head"
+        self.adapter = models / "adapter"
+        self.checkpoints = models / "checkpoints"
+        self.metrics = root / "metrics"
+
+    def heard_by_teacher(self, teacher_input: str) -> Path:
+        return {"clean": self.clean, "noisy": self.noisy}[teacher_input]
+
+
+def load_params(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises
+    ------
+    UserError
+        naming the file, the parameter, its value and what is allowed.
+    """
+    return _load(Params, path)
+
+
+def load_preset(name: str, folder: Path = Path("presets")) -> Preset:
+    """Read and check presets/<name>.yaml; raises UserError as `load_params` does."""
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise UserError(f"params.yaml: preset: there is no {path}; known presets: {known}")
+    return _load(Preset, path)
+
+
+def _load(model: type[Any], path: Path) -> Any:
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run from the project's root") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected parameters by name, found {type(values).__name__}")
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(model, path, problem) for problem in error.errors())) from None
+
+
+def _explain(model: type[BaseModel], path: Path, problem: Any) -> str:
+    """One problem as `file: parameter: what is wrong`, with the names that would be right."""
+    location = [
+        part for part in problem["loc"] if isinstance(part, int) or not part.startswith(("constrained", "literal"))
+    ]
+    name = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        block: Any = model
+        for part in location[:-1]:
+            block = block.model_fields[part].annotation
+        return f"{path}: {name}: unknown parameter; known here: {', '.join(block.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{path}: {name}: missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if isinstance(problem["input"], dict):
+        return f"{path}: {name}: {message}"
+    return f"{path}: {name}: {message} (got {problem['input']!r})"

@@ -1,0 +1,55 @@
+"""Mistakes of the user's: one line that names the file or parameter and the way out, no traceback."""
+
+import csv
+import errno
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """What went wrong, in one line that names the file or parameter and the way out."""
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(
+            f"error: no space left on the disk ({error.filename or 'output'}); free some and run `dvc repro` again"
+        )
+    except KeyboardInterrupt:
+        sys.exit("interrupted; `dvc repro` goes on from here")
+
+
+class SetAside:
+    """Items that a stage leaves out, each with its reason: counted, named, written beside the stage's output."""
+
+    def __init__(self) -> None:
+        self.items: list[tuple[str, str, str]] = []
+
+    def add(self, split: str, item: str, reason: str) -> None:
+        self.items.append((split, item, reason))
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(reason.split(":")[0].split(" (")[0] for _, _, reason in self.items))
+
+    def write(self, folder: Path, named: int = 20) -> None:
+        """Write set_aside.csv (split, id, reason) and print the first `named` items."""
+        with (folder / "set_aside.csv").open("w", encoding="utf-8", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(("split", "id", "reason"))
+            rows.writerows(self.items)
+        if not self.items:
+            return
+        print(f"set aside: {len(self.items)}")
+        for split, item, reason in self.items[:named]:
+            print(f"  {split}/{item}: {reason}")
+        if len(self.items) > named:
+            print(f"  and {len(self.items) - named} more, all in set_aside.csv")

@@ -1,0 +1,126 @@
+"""Artifacts on disk: folders that appear whole or not at all, and many arrays packed into one file."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqlora.errors import UserError
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when the block ends without an error.
+
+    What a killed process left beside `output` is removed first.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.tmp-"
+    for left in output.parent.glob(f"{prefix}*"):
+        if not _is_alive(int(left.name.removeprefix(prefix))):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = output.parent / f"{prefix}{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file that is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+class PackedWriter:
+    """Writes arrays of different lengths one after another into `values.npy`, with `index.jsonl` beside it.
+
+    Every array is [length] or [length, width]. A line of the index is the item's own fields and its `start` and
+    `length` along the first axis.
+    """
+
+    def __init__(self, folder: Path, dtype: str, width: int | None = None):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._dtype = np.dtype(dtype)
+        self._tail = () if width is None else (width,)
+        self._length = 0
+        self._values = (folder / "values.npy").open("wb")
+        self._index = (folder / "index.jsonl").open("w", encoding="utf-8")
+        self._write_header()
+
+    def append(self, values: np.ndarray, **fields: Any) -> None:
+        assert values.shape[1:] == self._tail, (values.shape, self._tail)
+        self._values.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        item = {**fields, "start": self._length, "length": len(values)}
+        self._index.write(json.dumps(item, ensure_ascii=False) + "\n")
+        self._length += len(values)
+
+    def _write_header(self) -> None:
+        # numpy leaves room in the header for the first axis to grow, so that it can be rewritten in place
+        header = {"descr": self._dtype.str, "fortran_order": False, "shape": (self._length, *self._tail)}
+        self._values.seek(0)
+        np.lib.format.write_array_header_1_0(self._values, header)
+
+    def __enter__(self) -> "PackedWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._write_header()
+        self._values.close()
+        self._index.close()
+
+
+class Packed:
+    """Reads what `PackedWriter` wrote: `items` (the index), and the array of each item out of a memory map."""
+
+    def __init__(self, folder: Path):
+        try:
+            with (folder / "index.jsonl").open(encoding="utf-8") as lines:
+                self.items: list[dict[str, Any]] = [json.loads(line) for line in lines]
+            values = folder / "values.npy"
+            self.values = np.load(values, mmap_mode="r") if self.items else np.load(values)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder}: unreadable ({error}); run `dvc repro` to make it again") from None
+        self._by_id = {item["id"]: item for item in self.items}
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __contains__(self, item_id: str) -> bool:
+        return item_id in self._by_id
+
+    def item(self, item_id: str) -> dict[str, Any]:
+        return self._by_id[item_id]
+
+    def __getitem__(self, item_id: str) -> np.ndarray:
+        """The array of one item, [length] or [length, width], in the dtype on disk."""
+        item = self._by_id[item_id]
+        return self.values[item["start"] : item["start"] + item["length"]]
