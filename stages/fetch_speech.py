@@ -1,0 +1,69 @@
+"""Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out."""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dqlora.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
+from dqlora.config import Paths, Speech, load_params, load_preset
+from dqlora.corpus import SPLITS, read_clips
+from dqlora.errors import SetAside, UserError, run_stage
+from dqlora.storage import PackedWriter, whole_folder
+from dqlora.text import BadText, Vocabulary, spell_out
+
+
+def fetch_split(
+    speech: Speech, split: str, folder: Path, vocabulary: Vocabulary, seed: int, held_out: set[str], set_aside: SetAside
+) -> tuple[set[str], float]:
+    """Write one split; returns its sentences and its seconds. Sentences in `held_out` are set aside."""
+    wanted = getattr(speech.clips, split)
+    ids: set[str] = set()
+    sentences: set[str] = set()
+    samples_written = 0
+    with PackedWriter(folder, "int16") as out, tqdm(total=wanted, desc=f"speech {split}", unit=" clips") as progress:
+        for clip in read_clips(speech.path, split, seed):
+            try:
+                if clip.id in ids:
+                    raise BadText("a second clip of this name")
+                if not clip.transcript.strip():
+                    raise BadText("empty transcript")
+                text = vocabulary.fit(spell_out(clip.transcript, speech.language))
+                if text in held_out:
+                    raise BadText("its sentence stands in another split too")
+                samples = read_audio(clip.audio)
+                check_speech(samples)
+            except (BadAudio, BadText) as reason:
+                set_aside.add(split, clip.id, str(reason))
+                continue
+            ids.add(clip.id)
+            sentences.add(text)
+            samples_written += len(samples)
+            out.append(to_int16(samples), id=clip.id, transcript=clip.transcript, text=text)
+            progress.update()
+            if len(ids) == wanted:
+                break
+    return sentences, samples_written / SAMPLE_RATE
+
+
+def main() -> None:
+    params = load_params()
+    speech = load_preset(params.preset).speech
+    paths = Paths(params.preset)
+    vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    set_aside = SetAside()
+    held_out: set[str] = set()
+    with whole_folder(paths.clean) as folder:
+        for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
+            sentences, seconds = fetch_split(
+                speech, split, folder / split, vocabulary, params.seed, held_out, set_aside
+            )
+            if not sentences:
+                set_aside.write(folder)
+                raise UserError(f"speech.path: {speech.path}: no usable clip in {split} (reasons above)")
+            held_out |= sentences
+            print(f"{split}: {len(sentences)} sentences, {seconds / 60:.1f} min")
+        set_aside.write(folder)
+
+
+if __name__ == "__main__":
+    run_stage(main)
