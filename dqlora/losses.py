@@ -1,0 +1,47 @@
+"""The loss: CTC + lambda_distill * KL(teacher || student).
+
+Both terms are sums over their items, divided by counts that the caller gives: so that a batch spread over several
+processes has the loss that it has on one.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def ctc_loss(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tensor, blank: int) -> Tensor:
+    """CTC loss (Graves et al. 2006) of each utterance in nats per label, summed over the batch.
+
+    Parameters
+    ----------
+    logits
+        [batch, longest, vocabulary].
+    frames
+        int64 [batch].
+    labels
+        int64 [batch, most labels], padded with anything.
+    label_lengths
+        int64 [batch], none of them 0.
+    """
+    log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # [longest, batch, vocabulary]
+    losses = F.ctc_loss(log_probs, labels, frames, label_lengths, blank=blank, reduction="none")  # [batch]
+    return (losses / label_lengths).sum()
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, frames: Tensor, temperature: float = 1.0) -> Tensor:
+    """KL(teacher || student) in nats, summed over the batch's frames of speech, times temperature squared.
+
+    The square keeps the gradient's size when the temperature changes (Hinton et al. 2015).
+
+    Parameters
+    ----------
+    student, teacher
+        logits [batch, longest, vocabulary], frame by frame at the same time.
+    frames
+        int64 [batch], how many of each are speech.
+    """
+    student_log_probs = F.log_softmax(student.float() / temperature, dim=-1)
+    teacher_log_probs = F.log_softmax(teacher.float() / temperature, dim=-1)
+    divergence = (teacher_log_probs.exp() * (teacher_log_probs - student_log_probs)).sum(-1)  # [batch, longest]
+    is_speech = torch.arange(student.shape[1], device=student.device) < frames[:, None]
+    return temperature**2 * divergence.masked_fill(~is_speech, 0.0).sum()

@@ -1,0 +1,170 @@
+"""The student: a wav2vec 2.0 CTC model, in 4 bits or not, with LoRA adapters or not.
+
+Its CNN stays frozen, so that a clip's CNN features are fixed: they are computed once, for each clip alone, and
+everything after them works on padded batches. A padded batch gives the logits that each clip gives alone.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, Wav2Vec2ForCTC
+
+from dqlora.audio import SAMPLE_RATE
+from dqlora.config import Lora
+from dqlora.errors import UserError
+from dqlora.text import Vocabulary
+
+NOT_QUANTISED = ["lm_head", "projection"]  # the CTC head and the feature projection
+
+
+def load_student(
+    folder: Path, quantize: str, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Wav2Vec2ForCTC:
+    """Load a student from a safetensors folder, every weight frozen.
+
+    Parameters
+    ----------
+    quantize
+        `nf4`: the transformer's linear layers in 4 bits with double quantisation (Dettmers et al. 2023); `none`.
+    dtype
+        of what is not quantised, and of the 4-bit layers' products.
+    """
+    options: dict[str, Any] = {}
+    if quantize == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=NOT_QUANTISED,
+        )
+    try:
+        model = Wav2Vec2ForCTC.from_pretrained(
+            folder, dtype=dtype, device_map={"": device}, use_safetensors=True, local_files_only=True, **options
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder}: cannot be loaded as a wav2vec 2.0 CTC model ({reason})") from None
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack the weights at the first evaluation, for a bf16 kernel that has no gradient
+            module.support_avx512bf16_for_cpu = False
+    model.config.layerdrop = 0.0
+    model.requires_grad_(False)
+    return model.eval()
+
+
+def add_lora(model: Wav2Vec2ForCTC, settings: Lora) -> Any:
+    """The model with trainable LoRA adapters (Hu et al. 2021) on `settings.target_modules`; a PeftModel."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=settings.r,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=list(settings.target_modules),
+    )
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
+    except ValueError as error:
+        raise UserError(f"params.yaml: lora.target_modules: {str(error).splitlines()[0]}") from None
+
+
+def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.device) -> nn.Module:
+    """The distilled student: `student` with the adapter that training left, or the fully trained model itself."""
+    if not (adapter / "adapter_config.json").exists():
+        return load_student(adapter, quantize, device)
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_student(student, quantize, device), adapter).eval()
+
+
+def base_of(model: Any) -> Wav2Vec2ForCTC:
+    """The Wav2Vec2ForCTC inside a PeftModel, its adapters in place; or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def normalise_audio(samples: np.ndarray) -> np.ndarray:
+    """Zero mean and unit variance over the clip, as wav2vec 2.0's feature extractor does. float32 [samples]."""
+    return (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+
+
+def frame_geometry(config: Any) -> tuple[int, int]:
+    """Receptive field and hop of one CNN frame, in samples (400 and 320 for every published wav2vec 2.0)."""
+    field, hop = 1, 1
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        field += (kernel - 1) * hop
+        hop *= stride
+    return field, hop
+
+
+def frames_of(config: Any, samples: int) -> int:
+    """Frames the CNN makes of a clip."""
+    field, hop = frame_geometry(config)
+    return max(0, (samples - field) // hop + 1)
+
+
+def frame_centre(config: Any, frame: int) -> float:
+    """Time of a frame's centre, in seconds."""
+    field, hop = frame_geometry(config)
+    return (frame * hop + field / 2) / SAMPLE_RATE
+
+
+@torch.inference_mode()
+def cnn_features(model: nn.Module, samples: np.ndarray) -> Tensor:
+    """CNN features of one clip, [frames, conv_dim], on the model's device.
+
+    Parameters
+    ----------
+    samples
+        float32 [samples] in [-1, 1], at 16 kHz.
+    """
+    base = base_of(model)
+    values = torch.from_numpy(normalise_audio(samples)).to(base.device, base.dtype)
+    return base.wav2vec2.feature_extractor(values[None])[0].T
+
+
+class FromFeatures(nn.Module):
+    """Everything of the student after its CNN. Wraps a Wav2Vec2ForCTC or a PeftModel of one."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Logits [batch, longest, vocabulary] of padded CNN features.
+
+        Parameters
+        ----------
+        features
+            [batch, longest, conv_dim]; what lies beyond a clip's frames has no influence.
+        frames
+            int64 [batch], how many frames of each clip are speech.
+        """
+        base = base_of(self.model)
+        wav2vec2 = base.wav2vec2
+        mask = torch.arange(features.shape[1], device=features.device) < frames[:, None]  # [batch, longest]
+        hidden, _ = wav2vec2.feature_projection(features)
+        hidden = wav2vec2._mask_hidden_states(hidden, attention_mask=mask)
+        hidden = wav2vec2.encoder(hidden, attention_mask=mask).last_hidden_state
+        return base.lm_head(base.dropout(hidden))
+
+
+def pad_features(features: list[Tensor] | list[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Stack [frames, width] arrays into [batch, longest, width], with the frames of each, int64 [batch]."""
+    tensors = [torch.as_tensor(np.asarray(item)) if isinstance(item, np.ndarray) else item for item in features]
+    lengths = torch.tensor([len(item) for item in tensors])
+    return nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
+
+
+@torch.inference_mode()
+def transcribe(model: nn.Module, vocabulary: Vocabulary, samples: np.ndarray) -> str:
+    """Greedy transcript of one clip, float32 [samples] at 16 kHz. A clip shorter than a frame is empty."""
+    if frames_of(base_of(model).config, len(samples)) == 0:
+        return ""
+    features = cnn_features(model, samples)
+    logits = FromFeatures(model)(features[None], torch.tensor([len(features)], device=features.device))
+    return vocabulary.decode(logits[0].argmax(-1).tolist())

@@ -1,0 +1,255 @@
+"""The training loop of the student, read top to bottom: data, model, optimiser, schedule, loop, checkpoint."""
+
+import json
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dqlora.audio import FRAMES_PER_SECOND
+from dqlora.batching import bucketed_batches, endless_batches
+from dqlora.config import Budget, Train
+from dqlora.errors import UserError
+from dqlora.losses import ctc_loss, distillation_loss
+from dqlora.randomness import seed_torch
+from dqlora.scoring import count_errors
+from dqlora.student import FromFeatures, pad_features
+from dqlora.text import Vocabulary
+
+
+@dataclass(frozen=True)
+class Example:
+    """One noisy utterance as the loop needs it."""
+
+    features: np.ndarray  # CNN features, float16 [frames, conv_dim]
+    labels: list[int]
+    text: str
+    teacher: np.ndarray | None = None  # the teacher's logits at the student's frames, float16 [frames, vocabulary]
+
+
+@dataclass(frozen=True)
+class Batch:
+    features: Tensor  # [batch, longest, conv_dim]
+    frames: Tensor  # int64 [batch]
+    labels: Tensor  # int64 [batch, most labels]
+    label_lengths: Tensor  # int64 [batch]
+    teacher: Tensor | None  # [batch, longest, vocabulary]
+
+
+@dataclass
+class Progress:
+    """What a checkpoint carries beside tensors."""
+
+    step: int = 0
+    best_wer: float = math.inf
+    best_step: int = 0
+    validations_without_gain: int = 0
+    seconds: float = 0.0  # of training, over all interruptions
+    audio_seconds: float = 0.0
+    curve: list[dict[str, float]] = field(default_factory=list)
+
+
+def collate(examples: list[Example], device: torch.device) -> Batch:
+    features, frames = pad_features([example.features for example in examples])
+    labels = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
+    lengths = torch.tensor([len(example.labels) for example in examples])
+    logits = [example.teacher for example in examples if example.teacher is not None]
+    teacher = pad_features(logits)[0].to(device) if logits else None
+    return Batch(features.to(device).float(), frames.to(device), labels.to(device), lengths.to(device), teacher)
+
+
+def warmup_cosine(step: int, steps: int, warmup_share: float) -> float:
+    """Factor of the learning rate: linear from 0 over the warm-up, then half a cosine to 0."""
+    warmup = warmup_share * steps
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+@torch.inference_mode()
+def validation_wer(
+    model: nn.Module, examples: list[Example], vocabulary: Vocabulary, language: str, longest: int
+) -> float:
+    """WER of greedy decoding over `examples`, batched up to `longest` padded frames."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    hypotheses = [""] * len(examples)
+    for positions in bucketed_batches([len(example.features) for example in examples], longest, seed=0, epoch=0):
+        features, frames = pad_features([examples[position].features for position in positions])
+        symbols = model(features.to(device).float(), frames.to(device)).argmax(-1).cpu()
+        for position, row, count in zip(positions, symbols, frames.tolist(), strict=True):
+            hypotheses[position] = vocabulary.decode(row[:count].tolist())
+    model.train(was_training)
+    return count_errors([example.text for example in examples], hypotheses, language).wer
+
+
+def train_student(
+    model: nn.Module,
+    training: list[Example],
+    validation: list[Example],
+    vocabulary: Vocabulary,
+    language: str,
+    settings: Train,
+    budget: Budget,
+    lambda_distill: float,
+    temperature: float,
+    seed: int,
+    checkpoint: Path,
+    accelerator: Accelerator,
+    on_point: Callable[[dict[str, float]], None] = lambda point: None,
+) -> Progress:
+    """Train the trainable weights of `model` in place and leave it with those of the best validation.
+
+    Goes on from `checkpoint` where that exists; the result is the same as without the interruption.
+
+    Parameters
+    ----------
+    model
+        a Wav2Vec2ForCTC or PeftModel whose trainable parameters require gradients.
+    training, validation
+        on several processes the same everywhere: each takes its share of every batch.
+    lambda_distill
+        weight of the KL; above 0 every training example needs `teacher`.
+    checkpoint
+        a safetensors file, written at every validation.
+    on_point
+        called with each point of the curve, those before an interruption included.
+
+    Raises
+    ------
+    UserError
+        if the loss is no longer finite.
+    """
+    device = accelerator.device
+    longest = round(budget.batch_seconds * FRAMES_PER_SECOND)
+    trainable: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    optimiser = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    best = {name: weight.detach().clone() for name, weight in trainable.items()}
+    progress = _resume(checkpoint, trainable, best, optimiser) if checkpoint.exists() else Progress()
+    curve = progress.curve
+    wrapped, optimiser = accelerator.prepare(FromFeatures(model), optimiser)
+    for point in curve:
+        on_point(point)
+
+    def validate(train_loss: float) -> None:
+        """One point of the curve; the main process decides, the others hear of it."""
+        wer = 0.0
+        if accelerator.is_main_process:
+            wer = validation_wer(accelerator.unwrap_model(wrapped), validation, vocabulary, language, longest)
+        wer = broadcast_object_list([wer])[0]
+        if wer < progress.best_wer:
+            progress.best_wer, progress.best_step, progress.validations_without_gain = wer, progress.step, 0
+            for name, weight in trainable.items():
+                best[name].copy_(weight.detach())
+        else:
+            progress.validations_without_gain += 1
+        curve.append({"step": progress.step, "train_loss": train_loss, "validation_wer": wer})
+        on_point(curve[-1])
+
+    wrapped.train()
+    if not curve:
+        validate(train_loss=math.nan)
+    losses: list[Tensor] = []
+    started = time.perf_counter() - progress.seconds
+    batches = endless_batches([len(example.features) for example in training], longest, seed, start=progress.step)
+    bar = tqdm(
+        total=budget.steps, initial=progress.step, desc="train", unit=" step", disable=not accelerator.is_main_process
+    )
+    while progress.step < budget.steps and progress.validations_without_gain < settings.patience:
+        positions = next(batches)
+        examples = [training[position] for position in positions]
+        mine = examples[accelerator.process_index :: accelerator.num_processes]
+        weight = 1.0 if mine else 0.0  # a batch with fewer clips than processes
+        batch = collate(mine or examples[:1], device)
+        all_frames = sum(len(example.features) for example in examples)
+
+        seed_torch(seed, "dropout", progress.step, accelerator.process_index)
+        factor = warmup_cosine(progress.step, budget.steps, settings.warmup_share)
+        for group in optimiser.param_groups:
+            group["lr"] = settings.learning_rate * factor
+        with accelerator.autocast():
+            logits = wrapped(batch.features, batch.frames)
+        ctc = ctc_loss(logits, batch.frames, batch.labels, batch.label_lengths, vocabulary.blank) / len(examples)
+        loss = ctc
+        if lambda_distill > 0 and batch.teacher is not None:
+            kl = distillation_loss(logits, batch.teacher, batch.frames, temperature) / all_frames
+            loss = ctc + lambda_distill * kl
+        # gradients are averaged over processes, the loss is divided by the whole batch's counts
+        accelerator.backward(weight * loss * accelerator.num_processes)
+        accelerator.clip_grad_norm_(trainable.values(), settings.gradient_clip)
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(accelerator.reduce(weight * loss.detach(), reduction="sum"))
+
+        progress.step += 1
+        progress.audio_seconds += all_frames / FRAMES_PER_SECOND
+        bar.update()
+        if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
+            train_loss = torch.stack(losses).mean().item()
+            if not math.isfinite(train_loss):
+                raise UserError(
+                    f"training diverged: the loss is {train_loss} at step {progress.step}; lower train.learning_rate "
+                    f"(now {settings.learning_rate}) or train.gradient_clip (now {settings.gradient_clip})"
+                )
+            losses.clear()
+            validate(train_loss)
+            progress.seconds = time.perf_counter() - started
+            bar.set_postfix(loss=f"{train_loss:.3f}", wer=f"{curve[-1]['validation_wer']:.3f}")
+            if accelerator.is_main_process:
+                _save(checkpoint, trainable, best, optimiser, progress)
+    bar.close()
+    progress.seconds = time.perf_counter() - started
+    with torch.no_grad():
+        for name, parameter in trainable.items():
+            parameter.copy_(best[name])
+    return progress
+
+
+def _save(
+    checkpoint: Path, trainable: dict[str, Tensor], best: dict[str, Tensor], optimiser: Any, progress: Progress
+) -> None:
+    tensors = {f"weight/{name}": weight.detach() for name, weight in trainable.items()}
+    tensors |= {f"best/{name}": weight for name, weight in best.items()}
+    for number, state in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{number}/{name}": value for name, value in state.items()}
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    temporary = checkpoint.with_suffix(".tmp")
+    contiguous = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, temporary, metadata={"progress": json.dumps(vars(progress))})
+    temporary.replace(checkpoint)
+
+
+def _resume(
+    checkpoint: Path, trainable: dict[str, Tensor], best: dict[str, Tensor], optimiser: torch.optim.Optimizer
+) -> Progress:
+    state: dict[int, dict[str, Tensor]] = {}
+    with safe_open(checkpoint, "pt") as file, torch.no_grad():
+        progress = Progress(**json.loads(file.metadata()["progress"]))
+        for key in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+            kind, _, name = key.partition("/")
+            if kind == "optimiser":
+                number, _, slot = name.partition("/")
+                state.setdefault(int(number), {})[slot] = file.get_tensor(key)
+            else:
+                (trainable if kind == "weight" else best)[name].copy_(file.get_tensor(key))
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return progress
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Peak memory so far in MB (10^6 bytes): resident, and on the GPU (0 without one)."""
+    device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {"rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, "device": device / 1e6}

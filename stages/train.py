@@ -1,0 +1,201 @@
+"""Distil-train the student on noisy speech: models/<preset>/adapter, metrics/train.json, curves.
+
+On several GPUs: accelerate launch --num_processes 2 -m stages.train
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from dvclive import Live
+from tqdm import tqdm
+
+from dqlora.audio import to_float32
+from dqlora.config import Params, Paths, Preset, load_params, load_preset
+from dqlora.errors import SetAside, UserError, run_stage
+from dqlora.scoring import count_errors
+from dqlora.storage import Packed, PackedWriter, whole_folder, write_json
+from dqlora.student import add_lora, base_of, cnn_features, load_student, transcribe
+from dqlora.teacher import aligned_frames, load_head
+from dqlora.text import Vocabulary, frames_needed
+from dqlora.training import Example, peak_memory_mb, train_student
+
+
+def fingerprint(*parts: object) -> str:
+    """SHA-256 over values and over the contents of folders (given as Path)."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            for file in sorted(file for file in part.rglob("*") if file.is_file()):
+                with file.open("rb") as content:
+                    digest.update(hashlib.file_digest(content, "sha256").digest())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()[:16]
+
+
+def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> Path:
+    """CNN features of the noisy training and validation clips: the CNN is frozen, so they are computed once.
+
+    Kept beside the checkpoints from run to run, until the student or the clips change.
+    """
+    folder = paths.checkpoints / "cnn_features"
+    current = fingerprint(paths.student, paths.noisy / "train", paths.noisy / "validation")
+    if (folder / "made_from").exists() and (folder / "made_from").read_text() == current:
+        return folder
+    width = base_of(model).config.conv_dim[-1]
+    with whole_folder(folder) as temporary:
+        for split in ("train", "validation"):
+            noisy = Packed(paths.noisy / split)
+            with PackedWriter(temporary / split, "float16", width) as out:
+                for item in tqdm(noisy.items, f"student's CNN {split}", unit=" clips"):
+                    features = cnn_features(model, to_float32(noisy[item["id"]]))
+                    out.append(features.float().cpu().numpy(), id=item["id"])
+        (temporary / "made_from").write_text(current)
+    return folder
+
+
+@torch.inference_mode()
+def teacher_logits(
+    paths: Paths, params: Params, student_config: object, cnn: Packed, device: torch.device
+) -> dict[str, np.ndarray]:
+    """The teacher's logits at the student's frames of each training clip, float16 [frames, vocabulary]."""
+    head, _ = load_head(paths.teacher_head, device)
+    noisy, features = Packed(paths.noisy / "train"), Packed(paths.teacher_features / "train")
+    read: dict[str, np.ndarray] = {}  # by what the teacher heard: one utterance serves all its mixtures
+    logits = {}
+    for item in tqdm(noisy.items, "teacher head reads", unit=" clips"):
+        heard = item["utterance"] if params.teacher_input == "clean" else item["id"]
+        if heard not in read:
+            rows = torch.from_numpy(features[heard].astype(np.float32)).to(device)
+            read[heard] = head(rows[None], torch.tensor([len(rows)], device=device))[0].half().cpu().numpy()
+        nearest = aligned_frames(student_config, len(cnn[item["id"]]), len(read[heard]))
+        logits[item["id"]] = read[heard][nearest]
+    return logits
+
+
+def load_examples(
+    paths: Paths, split: str, cnn: Packed, vocabulary: Vocabulary, teacher: dict[str, np.ndarray], set_aside: SetAside
+) -> list[Example]:
+    """One example a noisy clip; texts that do not fit their frames are set aside, never cut."""
+    clean = Packed(paths.clean / split)
+    examples = []
+    for item in Packed(paths.noisy / split).items:
+        text = clean.item(item["utterance"])["text"]
+        labels = vocabulary.encode(text)
+        features = cnn[item["id"]]
+        if frames_needed(labels) > len(features):
+            set_aside.add(split, item["id"], "more letters than frames")
+            continue
+        examples.append(Example(features, labels, text, teacher.get(item["id"])))
+    if not examples:
+        raise UserError(f"{paths.noisy / split}: every transcript has more letters than its audio has frames")
+    return examples
+
+
+def warn_of_weak_teacher(model: torch.nn.Module, vocabulary: Vocabulary, paths: Paths, preset: Preset) -> None:
+    """Say so where the teacher's head reads clean speech worse than the student does: it can then only hurt."""
+    _, head_wer = load_head(paths.teacher_head, torch.device("cpu"))
+    clean = Packed(paths.clean / "validation")
+    hypotheses = [transcribe(model, vocabulary, to_float32(clean[item["id"]])) for item in clean.items]
+    student_wer = count_errors([item["text"] for item in clean.items], hypotheses, preset.speech.language).wer
+    print(f"clean validation WER: teacher's head {head_wer:.1%}, student {student_wer:.1%}")
+    if head_wer > student_wer:
+        print(
+            "warning: the teacher's head reads clean speech worse than the student does, so distilling it can only "
+            "hurt; raise budget.head_steps or the amount of speech, or set lambda_distill: 0",
+            file=sys.stderr,
+        )
+
+
+def main() -> None:
+    params = load_params()
+    preset = load_preset(params.preset)
+    paths = Paths(params.preset)
+    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    torch.use_deterministic_algorithms(accelerator.device.type == "cpu")
+    vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    model = load_student(paths.student, params.student.quantize, accelerator.device)
+    with accelerator.main_process_first():
+        cnn_folder = cache_cnn_features(model, paths)
+    cnn = {split: Packed(cnn_folder / split) for split in ("train", "validation")}
+
+    teacher: dict[str, np.ndarray] = {}
+    if params.lambda_distill > 0:
+        if accelerator.is_main_process and params.teacher_input == "clean":
+            warn_of_weak_teacher(model, vocabulary, paths, preset)
+        teacher = teacher_logits(paths, params, model.config, cnn["train"], accelerator.device)
+    set_aside = SetAside()
+    training = load_examples(paths, "train", cnn["train"], vocabulary, teacher, set_aside)
+    validation = load_examples(paths, "validation", cnn["validation"], vocabulary, {}, set_aside)
+
+    model.config.apply_spec_augment = params.train.mask_time_prob > 0
+    model.config.mask_time_prob = params.train.mask_time_prob
+    if params.student.adapt == "lora":
+        model = add_lora(model, params.lora)
+        trainable, total = model.get_nb_trainable_parameters()
+    else:
+        model.requires_grad_(True)
+        model.freeze_feature_encoder()
+        model.wav2vec2.masked_spec_embed.requires_grad_(False)
+        trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        total = sum(weight.numel() for weight in model.parameters())
+    whole = sum(
+        weight.numel() for weight in base_of(load_student(paths.student, "none", torch.device("cpu"))).parameters()
+    )
+
+    run = fingerprint(params, preset.budget, paths.student, paths.noisy, paths.teacher_head, paths.teacher_features)
+    checkpoint = paths.checkpoints / f"{run}.safetensors"
+    live = Live(str(paths.metrics / "curves"), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
+
+    def log(point: dict[str, float]) -> None:
+        if accelerator.is_main_process:
+            live.step = int(point["step"])
+            for name in ("train_loss", "validation_wer"):
+                if np.isfinite(point[name]):
+                    live.log_metric(name, point[name])
+
+    progress = train_student(
+        model,
+        training,
+        validation,
+        vocabulary,
+        preset.speech.language,
+        params.train,
+        preset.budget,
+        params.lambda_distill,
+        params.distill.temperature,
+        params.seed,
+        checkpoint,
+        accelerator,
+        on_point=log,
+    )
+    if not accelerator.is_main_process:
+        return
+    with whole_folder(paths.adapter) as folder:
+        model.save_pretrained(folder)
+        set_aside.write(folder)
+    peak = peak_memory_mb()
+    write_json(
+        paths.metrics / "train.json",
+        {
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            "seconds": progress.seconds,
+            "audio_seconds_per_second": progress.audio_seconds / progress.seconds,
+            "trainable_parameters": trainable,
+            "trainable_share": trainable / total,
+            "peak_memory_mb": peak,
+            "best_validation_wer": progress.best_wer,
+            "set_aside": {"total": len(set_aside.items), **set_aside.counts()},
+        },
+    )
+    live.end()
+    checkpoint.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    run_stage(main)
