@@ -3,11 +3,13 @@
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dqlora.errors import UserError
+from dqlora.pretrained import hub_reachable
 
 HUB = "hf://"
 HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
@@ -62,19 +64,19 @@ def check_hub(path: str) -> None:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    repo, _, revision_and_config = path.removeprefix(f"{HUB}datasets/").partition("@")
-    if not path.startswith(f"{HUB}datasets/") or not revision_and_config:
+    match = re.fullmatch(r"hf://datasets/([^@]+)@(.+)/([^/]+)", path)
+    if not match:
         raise UserError(f"speech.path: {path}: expected hf://datasets/owner/name@revision/config")
-    revision = revision_and_config.rpartition("/")[0]
-    try:
-        HfApi().dataset_info(repo, revision=revision, timeout=HUB_TIMEOUT)
-    except (HfHubHTTPError, HFValidationError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"speech.path: {path}: the hub refused it ({reason}); check owner, name and revision") from None
-    except Exception as error:  # whatever the HTTP library underneath raises when there is no way to the hub
+    if not hub_reachable():
         raise UserError(
-            f"speech.path: {path}: the hub could not be reached ({type(error).__name__}); connect to the network, "
-            "or set speech.path to a local copy of the folder, or run with -S preset=mini"
+            f"speech.path: {path}: the hub could not be reached; connect to the network, set speech.path to a local "
+            "copy of the folder, or run with -S preset=mini"
+        )
+    try:
+        HfApi().dataset_info(match[1], revision=match[2], timeout=HUB_TIMEOUT)
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"speech.path: {path}: the hub refused it ({_first_line(error)}); check name and revision"
         ) from None
 
 

@@ -5,14 +5,15 @@ import numpy as np
 from dqlora.audio import to_float32, to_int16
 
 PEAK = 0.999  # largest sample of a mixture; where it would clip, the mixture as a whole is scaled down to this
-CUTS = 20  # places of a recording to try before the loudest of them is taken
+CUTS = 20  # places of a recording to try before its loudest is taken
+PAUSE = 1e-3  # of the recording's mean power: a cut below it lies in a pause
 
 
 def fit_noise(noise: np.ndarray, samples: int, generator: np.random.Generator) -> np.ndarray:
     """Noise of exactly `samples` samples: short noise is tiled, long noise is cut at a random place.
 
-    A recording that pauses may be silent where it is cut; then another place is drawn, and after CUTS of them the
-    loudest is taken.
+    A recording that pauses may be silent where it is cut; then another place is drawn, and after CUTS of them the one
+    around its loudest sample is taken.
 
     Parameters
     ----------
@@ -26,15 +27,13 @@ def fit_noise(noise: np.ndarray, samples: int, generator: np.random.Generator) -
     if len(noise) <= samples:
         start = generator.integers(len(noise))
         return np.resize(np.roll(noise, -start), samples)
-    typical = power(noise)
-    cuts = []
     for _ in range(CUTS):
         start = generator.integers(len(noise) - samples + 1)
         cut = noise[start : start + samples]
-        if power(cut) > 1e-3 * typical:
+        if power(cut) > PAUSE * power(noise):
             return cut
-        cuts.append(cut)
-    return max(cuts, key=power)
+    start = np.clip(np.abs(noise).argmax() - samples // 2, 0, len(noise) - samples)
+    return noise[start : start + samples]
 
 
 def mix_at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:

@@ -166,7 +166,7 @@ def _download_snapshot(source: str) -> Path:
     except RepositoryNotFoundError:
         raise UserError(f"{source}: no public model {repository} there; correct it, or run `hf auth login`") from None
     except Exception as error:  # the hub's HTTP client and its errors are not part of its interface
-        state = "cannot be reached and the model is not whole in its cache" if offline else f"failed ({_line(error)})"
+        state = "cannot be reached, and its local cache lacks the model" if offline else f"failed ({_line(error)})"
         raise UserError(
             f"{source}: {constants.ENDPOINT} {state}; try again with a network, "
             "or write a local folder with the model in its place"

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, Wav2Vec2ForCTC
 
@@ -45,7 +46,7 @@ def load_student(
         model = Wav2Vec2ForCTC.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, use_safetensors=True, local_files_only=True, **options
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder}: cannot be loaded as a wav2vec 2.0 CTC model ({reason})") from None
     for module in model.modules():
@@ -155,7 +156,7 @@ class FromFeatures(nn.Module):
 
 def pad_features(features: list[Tensor] | list[np.ndarray]) -> tuple[Tensor, Tensor]:
     """Stack [frames, width] arrays into [batch, longest, width], with the frames of each, int64 [batch]."""
-    tensors = [torch.as_tensor(np.asarray(item)) if isinstance(item, np.ndarray) else item for item in features]
+    tensors = [torch.from_numpy(np.array(item)) if isinstance(item, np.ndarray) else item for item in features]
     lengths = torch.tensor([len(item) for item in tensors])
     return nn.utils.rnn.pad_sequence(tensors, batch_first=True), lengths
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
@@ -30,7 +31,7 @@ class Teacher:
             )
             self._extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
             self._tokenizer = WhisperTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{folder}: cannot be loaded as a Whisper model ({reason})") from None
         self.model.requires_grad_(False).eval()
@@ -144,6 +145,6 @@ def load_head(folder: Path, device: torch.device) -> tuple[TeacherHead, float]:
         config = json.loads((folder / "config.json").read_text())
         head = TeacherHead(config["width"], config["vocabulary"], HeadSettings(**config["settings"]))
         head.load_state_dict(load_file(folder / "head.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: unreadable teacher head ({error}); run `dvc repro train_teacher_head`") from None
     return head.requires_grad_(False).eval().to(device), config["validation_wer"]

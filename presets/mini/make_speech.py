@@ -58,7 +58,7 @@ def make_clip(split: str, number: int, voice: str, sentence: str) -> dict:
     rng = generator_for(SEED, name)
     # Voices read digits each in their own way: spell them as training targets are spelt.
     spoken = re.sub(r"\d+", lambda digits: spell_out(digits[0], "en"), sentence)
-    samples = synthesise(voice, spoken, speed=rng.uniform(*SPEED), pitch=rng.uniform(*PITCH))
+    samples = synthesise(VOICES[voice], spoken, speed=rng.uniform(*SPEED), pitch=rng.uniform(*PITCH))
     return {
         "id": number,
         "num_samples": len(samples),

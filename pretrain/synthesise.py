@@ -1,0 +1,83 @@
+"""Synthesise training speech on every core until the time is up.
+
+python -m pretrain.synthesise TEXT FOLDER --engines hibari flite espeak --seconds 80 --workers 16
+
+Each worker writes FOLDER/<seed>-<worker>.npy, int16 [samples] of all its clips in a row, and the same name .json with
+a clip's text, voice and number of samples. A clip's voice, speed and pitch come from the seed and its line's number.
+"""
+
+import argparse
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import numpy as np
+
+from dqlora.randomness import generator_for
+from pretrain.voices import SAMPLE_RATE, Voice, synthesise
+
+ENGINE_SHARES = {"hibari": 0.55, "flite": 0.30, "espeak": 0.15, "kokoro": 0.75, "piper": 0.25}  # relative, of clips
+FLITE_SHARES = {"slt": 0.3, "rms": 0.3, "awb": 0.25, "kal16": 0.15}
+ESPEAK_VARIANTS = ["", "", "+max", "+max", "+m1", "+m7", "+f2", "+f3", "+Gene", "+klatt2"]  # those Whisper can read
+KOKORO_SPEAKERS = 300
+SPEED = (0.8, 1.25)  # relative to the voice's own
+MAX_SECONDS = 14.0  # of a clip
+
+
+def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, float]:
+    """A voice and, for those that do not bring their own, a pitch."""
+    shares = np.array([ENGINE_SHARES[engine] for engine in engines])
+    engine = rng.choice(engines, p=shares / shares.sum())
+    if engine == "hibari":
+        tract = rng.uniform(0.84, 1.22)  # from a child's to a tall man's, the recorded woman's being 1
+        pitch = np.exp(-2.4 * (tract - 1) + rng.normal(0, 0.12))  # long tracts go with low voices
+        return Voice("hibari", rng.choice(["us", "us", "us", "gb"]), 2, tract, pitch), 1.0
+    if engine == "flite":
+        return Voice("flite", rng.choice(list(FLITE_SHARES), p=list(FLITE_SHARES.values())), 2), rng.uniform(0.85, 1.18)
+    if engine == "espeak":
+        return Voice("espeak", "en-us" + rng.choice(ESPEAK_VARIANTS), 2), rng.uniform(0.7, 1.3)
+    if engine == "kokoro":
+        return Voice("kokoro", f"speaker {rng.integers(KOKORO_SPEAKERS)}", 2), rng.uniform(0.84, 1.06)
+    return Voice("piper", "joe", 0), rng.uniform(0.85, 1.15)
+
+
+def work(worker: int, args: argparse.Namespace, lines: list[str], deadline: float) -> tuple[int, int]:
+    """Synthesise every `args.workers`-th line of a random order; how many clips and samples were made."""
+    order = generator_for(args.seed, "order").permutation(len(lines))
+    clips, parts = [], []
+    for number in order[worker :: args.workers]:
+        if time.time() > deadline:
+            break
+        rng = generator_for(args.seed, "clip", number)
+        voice, pitch = draw_voice(args.engines, rng)
+        samples = synthesise(voice, lines[number], rng.uniform(*SPEED), pitch)
+        if len(samples) <= MAX_SECONDS * SAMPLE_RATE:
+            parts.append(np.round(samples * 32767).astype(np.int16))
+            clips.append({"text": lines[number], "voice": f"{voice.engine} {voice.name}", "samples": len(samples)})
+    np.save(args.folder / f"{args.seed}-{worker}.npy", np.concatenate(parts))
+    (args.folder / f"{args.seed}-{worker}.json").write_text(json.dumps(clips))
+    return len(clips), sum(clip["samples"] for clip in clips)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("text", type=Path)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--engines", nargs="+", choices=ENGINE_SHARES, required=True)
+    parser.add_argument("--seconds", type=float, required=True, help="wall-clock time")
+    parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    deadline = time.time() + args.seconds
+    lines = args.text.read_text(encoding="utf-8").splitlines()
+    args.folder.mkdir(parents=True, exist_ok=True)
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        made = pool.starmap(work, [(worker, args, lines, deadline) for worker in range(args.workers)], chunksize=1)
+    clips, samples = np.sum(made, axis=0)
+    print(f"{clips} clips, {samples / SAMPLE_RATE / 3600:.2f} h")
+
+
+if __name__ == "__main__":
+    main()

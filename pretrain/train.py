@@ -1,0 +1,247 @@
+"""Train the mini preset's student from nothing, within a given time, and score it.
+
+python -m pretrain.train --synthetic FOLDER:1 --real FOLDER:8 --test name=PATH --out FOLDER --seconds 450
+"""
+
+import argparse
+import copy
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+from dqlora.randomness import generator_for, seed_torch
+from dqlora.scoring import count_errors
+from dqlora.text import Vocabulary, spell_out
+from pretrain import augment
+from pretrain.data import Clips, Speech, read_folder, read_parquet, read_synthetic
+
+STUDENT = Path("presets/mini/student")
+SEED = 0
+LEARNING_RATE = 1.5e-3
+WARMUP_SHARE = 0.06  # of the time
+FINAL_SHARE = 0.01  # of the learning rate, at the end
+WEIGHT_DECAY = 0.02
+BETAS = (0.9, 0.98)
+GRADIENT_CLIP = 1.0
+BATCH_SECONDS = 640  # of audio, padding counted
+AUX_LAYER, AUX_WEIGHT = 6, 0.3  # CTC read from a middle layer too (Lee and Watanabe 2021)
+MASK_SHARE, MASK_SPAN = 0.12, 9  # SpecAugment: share of frames hidden, in spans of 9 frames (180 ms)
+SAVE_EVERY = 100  # s
+RESERVE = 15  # s of the time kept for saving and scoring
+LOG_EVERY = 50  # steps
+TEST_BATCH = 16  # clips
+
+
+def cnn(model: Wav2Vec2ForCTC, waves: Tensor) -> Tensor:
+    """The feature extractor, channels last throughout, which saves its many transposes; [clips, frames, channels]."""
+    first, *layers = model.wav2vec2.feature_extractor.conv_layers
+    weight = first.conv.weight[:, 0]  # [channels, kernel]
+    hidden = F.linear(waves.unfold(1, weight.shape[1], first.conv.stride[0]), weight, first.conv.bias)
+    hidden = F.gelu(_layer_norm(first.layer_norm, hidden))
+    for layer in layers:
+        image = hidden[:, None].permute(0, 3, 1, 2)  # [clips, channels, 1, frames], channels last in memory
+        weight = layer.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
+        image = F.conv2d(image, weight, layer.conv.bias, stride=(1, layer.conv.stride[0]))
+        hidden = F.gelu(_layer_norm(layer.layer_norm, image.permute(0, 2, 3, 1)[:, 0]))
+    return hidden
+
+
+def _layer_norm(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
+    """In the activations' own precision; autocast would go to float32 and back. Sums are kept in float32 anyway."""
+    with torch.autocast(hidden.device.type, enabled=False):
+        return F.layer_norm(
+            hidden, norm.normalized_shape, norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype), norm.eps
+        )
+
+
+def positions(model: Wav2Vec2ForCTC, hidden: Tensor) -> Tensor:
+    """The convolutional position embedding, its groups written as one dense kernel, which tensor cores run faster."""
+    embed = model.wav2vec2.encoder.pos_conv_embed
+    conv = embed.conv
+    out, inner, kernel = conv.weight.shape
+    weight = conv.weight.view(conv.groups, out // conv.groups, 1, inner, kernel)
+    blocks = torch.eye(conv.groups, device=hidden.device)[:, None, :, None, None]
+    weight = (weight * blocks).reshape(out, -1, kernel)[:, :, None].contiguous(memory_format=torch.channels_last)
+    image = F.conv2d(hidden[:, None].permute(0, 3, 1, 2), weight, conv.bias, padding=(0, conv.padding[0]))
+    frames = hidden.shape[1]
+    return F.gelu(image.permute(0, 2, 3, 1)[:, 0, :frames])
+
+
+def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What the model's own forward computes, faster; logits of the last and of the middle layer, and frame counts.
+
+    Parameters
+    ----------
+    waves
+        float32 [clips, samples], normalised
+    lengths
+        int64 [clips], in samples
+    masked
+        hide spans of frames, as in training
+    """
+    hidden, _ = model.wav2vec2.feature_projection(cnn(model, waves))
+    clips, frames, _ = hidden.shape
+    counts = model._get_feat_extract_output_lengths(lengths)
+    if masked:
+        mask = augment.mask_spans(clips, frames, MASK_SHARE, MASK_SPAN, waves.device)
+        hidden = torch.where(mask[..., None], model.wav2vec2.masked_spec_embed.to(hidden.dtype), hidden)
+    filled = augment.inside(counts, frames)
+    hidden = hidden * filled[..., None]
+    encoder = model.wav2vec2.encoder
+    hidden = encoder.dropout(hidden + positions(model, hidden))
+    attended = filled[:, None, None, :].expand(-1, 1, frames, -1)
+    middle = hidden
+    for number, layer in enumerate(encoder.layers, start=1):
+        hidden = layer(hidden, attention_mask=attended)
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden
+        if number == AUX_LAYER:
+            middle = hidden
+    read = lambda hidden: model.lm_head(encoder.layer_norm(hidden)).float()  # noqa: E731
+    return read(hidden), read(middle), counts
+
+
+def ctc(logits: Tensor, counts: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
+    """CTC per label, blank 0."""
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    loss = F.ctc_loss(log_probs, labels, counts, label_counts, blank=0, reduction="sum", zero_infinity=True)
+    return loss / label_counts.sum()
+
+
+@torch.no_grad()
+def make_batch(speech: Speech, clips: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Augmented, normalised waves [clips, samples] and their lengths."""
+    counts = speech.counts[clips]
+    rates = augment.uniform(*augment.RATE, len(clips), counts.device).maximum(counts / samples)
+    waves, lengths = augment.play(speech.audio, speech.starts[clips], counts, rates, samples)
+    waves = augment.place(augment.move_formants(waves))
+    return augment.normalise(waves, lengths), lengths
+
+
+def learning_rate(progress: float) -> float:
+    """Linear warm-up, then a cosine; `progress` is the share of the time that has passed."""
+    if progress < WARMUP_SHARE:
+        return LEARNING_RATE * max(progress / WARMUP_SHARE, 1e-3)
+    cosine = (1 + math.cos(math.pi * min(1.0, (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))) / 2
+    return LEARNING_RATE * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+
+
+def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, out: Path) -> None:
+    """Train until the deadline (on time.monotonic's clock), saving now and then."""
+    device = speech.audio.device
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    optimiser = torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
+    rng = generator_for(SEED, "batches")
+    started = saved = time.monotonic()
+    step, heard, epoch, total = 0, 0.0, 0, torch.zeros(2, device=device)
+    batches: list[tuple[Tensor, int]] = []
+    model.train()
+    while True:
+        if not batches:
+            batches, epoch = speech.epoch(BATCH_SECONDS, rng), epoch + 1
+        clips, samples = batches.pop()
+        heard += speech.seconds[clips.numpy()].sum()
+        clips = clips.to(device)
+        rate = learning_rate((time.monotonic() - started) / (deadline - started))
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        waves, lengths = make_batch(speech, clips, samples)
+        labels, label_counts = speech.labels[clips], speech.label_counts[clips]
+        with torch.autocast(device.type, torch.bfloat16):
+            logits, middle, counts = forward(model, waves, lengths, masked=True)
+        last, aux = ctc(logits, counts, labels, label_counts), ctc(middle, counts, labels, label_counts)
+        (last + AUX_WEIGHT * aux).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        step += 1
+        total += torch.stack([last.detach(), aux.detach()])
+        now = time.monotonic()
+        if step % LOG_EVERY == 0 or now > deadline:
+            loss, aux_loss = (total / (step % LOG_EVERY or LOG_EVERY)).tolist()
+            total.zero_()
+            print(f"step {step}  epoch {epoch}  {now - started:.0f} s  loss {loss:.3f}  middle {aux_loss:.3f}  "
+                  f"lr {rate:.2e}  {heard / (now - started):.0f} audio s/s", flush=True)  # fmt: skip
+        if now - saved > SAVE_EVERY or now > deadline:
+            save(model, out)
+            saved = now
+        if now > deadline:
+            return
+
+
+def save(model: Wav2Vec2ForCTC, out: Path) -> None:
+    """float16 safetensors, in files of less than 10 MB."""
+    copy.deepcopy(model).half().save_pretrained(out, max_shard_size="10MB")
+
+
+@torch.inference_mode()
+def transcribe(model: Wav2Vec2ForCTC, clips: Clips, vocabulary: Vocabulary, device: torch.device) -> list[str]:
+    """Greedy readings by the model's own forward, in float32."""
+    order = sorted(range(len(clips.samples)), key=lambda number: len(clips.samples[number]))
+    readings = [""] * len(order)
+    for first in range(0, len(order), TEST_BATCH):
+        batch = order[first : first + TEST_BATCH]
+        lengths = torch.tensor([len(clips.samples[number]) for number in batch])
+        waves = [torch.from_numpy(clips.samples[number] / 32768).float() for number in batch]
+        waves = augment.normalise(nn.utils.rnn.pad_sequence(waves, True), lengths).to(device)
+        mask = augment.inside(lengths, waves.shape[1]).long().to(device)
+        best = model(waves, attention_mask=mask).logits.argmax(-1).cpu()
+        frames = model._get_feat_extract_output_lengths(lengths)
+        for number, row, count in zip(batch, best, frames, strict=True):
+            readings[number] = vocabulary.decode(row[:count].tolist())
+    return readings
+
+
+def score(model: Wav2Vec2ForCTC, tests: dict[str, Clips], vocabulary: Vocabulary, device: torch.device) -> dict:
+    model.eval().float()
+    table = {}
+    print("| test | clips | WER % | CER % |\n| --- | --- | --- | --- |")
+    for name, clips in tests.items():
+        references = [spell_out(text, "en") for text in clips.texts]
+        readings = transcribe(model, clips, vocabulary, device)
+        errors = count_errors(references, readings, "en")
+        table[name] = {"wer": errors.wer, "cer": errors.cer}
+        print(f"| {name} | {len(references)} | {100 * errors.wer:.1f} | {100 * errors.cer:.1f} |")
+        table[name]["readings"] = list(zip(references, readings, strict=True))
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--synthetic", nargs="+", required=True, help="FOLDER:REPEATS, folders of pretrain.synthesise")
+    parser.add_argument("--real", nargs="*", default=[], help="FOLDER:REPEATS, audio folders with metadata.csv")
+    parser.add_argument("--test", nargs="+", required=True, help="NAME=PATH, a Parquet file or an audio folder")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, required=True, help="wall-clock time for all, loading to scoring")
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.seconds - RESERVE
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_float32_matmul_precision("high")
+    seed_torch(SEED, "student")
+    vocabulary = Vocabulary.load(STUDENT / "vocab.json")
+    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(STUDENT)).to(device)
+    sources = [(read_synthetic(Path(path)), int(times)) for path, times in (s.split(":") for s in args.synthetic)]
+    sources += [(read_folder(Path(path)), int(times)) for path, times in (s.split(":") for s in args.real)]
+    speech = Speech(sources, vocabulary, device)
+    tests = {name: Path(path) for name, path in (test.split("=") for test in args.test)}
+    tests = {name: read_folder(path) if path.is_dir() else read_parquet(path) for name, path in tests.items()}
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{parameters / 1e6:.1f} M parameters, {len(speech.seconds)} clips, {speech.seconds.sum() / 3600:.1f} h, "
+          f"{speech.hours():.1f} h an epoch, rows of {np.round(speech.edges, 1)} s", flush=True)  # fmt: skip
+
+    train(model, speech, deadline, args.out)
+    table = score(model, tests, vocabulary, device)
+    (args.out / "wer.json").write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

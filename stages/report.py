@@ -1,0 +1,103 @@
+"""Write the report, one page to look at and listen to: metrics/report.html."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dqlora.config import Paths, load_params, load_preset
+from dqlora.errors import UserError, run_stage
+from dqlora.report import Curve, Inputs, Row, render
+from dqlora.storage import Packed, write_whole
+
+
+def read_text(path: Path, stage: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `dvc repro {stage}`") from None
+
+
+def parse(path: Path, stage: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run `dvc repro -f {stage}`") from None
+
+
+def read_metrics(path: Path, stage: str) -> dict[str, Any]:
+    """A metrics file; empty where it is missing, which the page then says."""
+    return parse(path, stage, path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def read_curve(path: Path) -> Curve:
+    """(step, value) of each line of a curve that DVCLive wrote; empty where it is missing."""
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8", newline="") as file:
+        points = [(int(line["step"]), float(line[path.stem])) for line in csv.DictReader(file, delimiter="\t")]
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def read_set_aside(paths: Paths) -> list[tuple[str, str, str, str]]:
+    """Who set aside what, and why: made by, split, id, reason."""
+    folders = {
+        "fetch_speech": paths.clean,
+        "fetch_noise": paths.noise,
+        "train_teacher_head": paths.teacher_head,
+        "train": paths.adapter,
+    }
+    items = []
+    for stage, folder in folders.items():
+        if (folder / "set_aside.csv").exists():
+            with (folder / "set_aside.csv").open(encoding="utf-8", newline="") as file:
+                items += [(stage, line["split"], line["id"], line["reason"]) for line in csv.DictReader(file)]
+    return items
+
+
+class Sounds:
+    """The clean and the noisy clip of a noisy prediction, int16 [samples] each."""
+
+    def __init__(self, paths: Paths):
+        self._clean, self._noisy = Packed(paths.clean / "test"), Packed(paths.noisy / "test")
+        self._mixtures = {(item["utterance"], item["snr_db"]): item["id"] for item in self._noisy.items}
+
+    def __call__(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        mixture = self._mixtures.get((row["id"], row["snr_db"]))
+        if mixture is None or row["id"] not in self._clean:
+            raise UserError(
+                f"predictions.jsonl: {row['id']} at {row['condition']} has no audio; run `dvc repro evaluate`"
+            )
+        return self._clean[row["id"]], self._noisy[mixture]
+
+
+def main() -> None:
+    params = load_params()
+    paths = Paths(params.preset)
+    evaluate = paths.metrics / "evaluate.json"
+    predictions = paths.metrics / "test" / "predictions.jsonl"
+    curves = paths.metrics / "curves" / "plots" / "metrics"
+    inputs = Inputs(
+        params=params,
+        language=load_preset(params.preset).speech.language,
+        evaluate=parse(evaluate, "evaluate", read_text(evaluate, "evaluate")),
+        train=read_metrics(paths.metrics / "train.json", "train"),
+        teacher=read_metrics(paths.metrics / "teacher.json", "train_teacher_head"),
+        loss=read_curve(curves / "train_loss.tsv"),
+        validation_wer=read_curve(curves / "validation_wer.tsv"),
+        predictions=[
+            parse(predictions, "evaluate", line) for line in read_text(predictions, "evaluate").split("\n") if line
+        ],
+        set_aside=read_set_aside(paths),
+    )
+    page = render(inputs, Sounds(paths))
+    output = paths.metrics / "report.html"
+    write_whole(output, page)
+    print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, open it in a browser")
+
+
+if __name__ == "__main__":
+    run_stage(main)

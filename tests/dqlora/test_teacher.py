@@ -1,0 +1,115 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dqlora.audio import SAMPLE_RATE
+from dqlora.config import TeacherHead as HeadSettings
+from dqlora.errors import UserError
+from dqlora.losses import ctc_loss
+from dqlora.student import load_student
+from dqlora.teacher import Teacher, TeacherHead, aligned_frames, load_head, save_head
+from tests.conftest import tone
+
+CPU = torch.device("cpu")
+SETTINGS = HeadSettings(hidden=32, layers=1, dropout=0.1, learning_rate=1e-3, warmup_share=0.1, mask_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def teacher(teacher_folder: Path) -> Teacher:
+    return Teacher(teacher_folder, CPU)
+
+
+@pytest.mark.parametrize("click_at", [0.5, 1.0, 1.37, 2.21])
+def test_teacher_and_student_hear_a_click_in_the_same_frame(
+    teacher: Teacher, student_folder: Path, click_at: float
+) -> None:
+    """The frame that a click changes most, in the teacher and in the student, is the same within one frame."""
+    quiet = 1e-3 * np.random.default_rng(0).standard_normal(3 * SAMPLE_RATE).astype(np.float32)
+    click = quiet.copy()
+    start = round(click_at * SAMPLE_RATE)
+    click[start : start + 80] += 0.5
+
+    student = load_student(student_folder, "none", CPU)
+    cnn = student.wav2vec2.feature_extractor  # not normalised over the clip, which would change every frame
+    heard = [cnn(torch.from_numpy(sound)[None])[0].T for sound in (quiet, click)]
+    student_frame = int((heard[1] - heard[0]).norm(dim=-1).argmax())
+    mel = [teacher._log_mel([sound])[0] for sound in (quiet, click)]
+    hidden = [teacher.model.model.encoder.conv1(one[None]).relu() for one in mel]
+    hidden = [teacher.model.model.encoder.conv2(one)[0].T for one in hidden]
+    teacher_frame = int((hidden[1] - hidden[0]).norm(dim=-1).argmax())
+
+    assert abs(student_frame - 50 * click_at) <= 1.5
+    aligned = aligned_frames(student.config, student_frame + 1, 150)[student_frame]
+    assert abs(int(aligned) - teacher_frame) <= 1
+
+
+def test_alignment_is_by_time_not_by_stretching(student_folder: Path) -> None:
+    config = load_student(student_folder, "none", CPU).config
+    assert aligned_frames(config, 5, 100).tolist() == [1, 2, 3, 4, 5]
+    assert aligned_frames(config, 5, 4).tolist() == [1, 2, 3, 3, 3]  # never past the teacher's last frame
+
+
+def test_features_cover_the_speech_and_not_the_padding(teacher: Teacher) -> None:
+    clips = [tone(1.0), tone(2.51), tone(30.0)]
+    features = teacher.encode(clips)
+    assert [rows.shape for rows in features] == [(50, teacher.width), (126, teacher.width), (1500, teacher.width)]
+    assert all(rows.dtype == np.float16 and np.isfinite(rows).all() for rows in features)
+    assert features[1].shape[0] == math.ceil(50 * 2.51)
+    alone = teacher.encode(clips[1:2])[0].astype(np.float32)
+    assert np.abs(alone - features[1].astype(np.float32)).max() < 0.05
+
+
+def test_the_teacher_transcribes_human_speech(teacher: Teacher, shared: Path) -> None:
+    from dqlora.audio import read_audio
+
+    clip = read_audio(shared / "speech/prompts/test/agent-alreadyon.ogg")
+    text = teacher.transcribe([clip, np.zeros(16_000, np.float32)], "en")[0]
+    assert "already logged on" in text.lower()
+
+
+def test_the_head_does_not_see_padding() -> None:
+    torch.manual_seed(0)
+    head = TeacherHead(24, 32, SETTINGS).eval()
+    features, frames = torch.randn(2, 60, 24), torch.tensor([60, 33])
+    spoilt = features.clone()
+    spoilt[1, 33:] = 1e3
+    expected = head(features, frames)
+    assert torch.allclose(head(spoilt, frames)[1, :33], expected[1, :33], atol=1e-5)
+    assert torch.allclose(head(features[1:, :33], frames[1:])[0], expected[1, :33], atol=1e-5)
+
+
+def test_gradients_reach_the_whole_head() -> None:
+    head = TeacherHead(24, 32, SETTINGS).train()
+    frames = torch.tensor([60])
+    ctc_loss(head(torch.randn(1, 60, 24), frames), frames, torch.tensor([[5, 6, 7]]), torch.tensor([3]), 0).backward()
+    assert all(weight.grad is not None and weight.grad.abs().max() > 0 for weight in head.letters.parameters())
+    assert all(weight.grad is not None for weight in head.parameters())
+
+
+def test_masks_cover_the_share_asked_for() -> None:
+    from dqlora.teacher import _spans_kept
+
+    torch.manual_seed(0)
+    kept = _spans_kept(torch.zeros(200, 500, 1), share=0.1)
+    assert 0.08 < 1 - kept.mean().item() < 0.11
+
+
+def test_the_head_comes_back_as_it_was(tmp_path: Path) -> None:
+    head = TeacherHead(24, 32, SETTINGS).eval()
+    save_head(head, SETTINGS, 0.25, tmp_path)
+    again, wer = load_head(tmp_path, CPU)
+    features, frames = torch.randn(1, 20, 24), torch.tensor([20])
+    assert wer == 0.25
+    assert torch.allclose(again(features, frames), head(features, frames), atol=1e-6)
+    assert not any(weight.requires_grad for weight in again.parameters())
+    (tmp_path / "head.safetensors").write_bytes(b"cut")
+    with pytest.raises(UserError, match="unreadable teacher head"):
+        load_head(tmp_path, CPU)
+
+
+def test_a_folder_without_a_whisper_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be loaded as a Whisper model"):
+        Teacher(tmp_path, CPU)

@@ -1,0 +1,155 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dqlora.config import Budget, Lora, Train
+from dqlora.errors import UserError
+from dqlora.student import add_lora, cnn_features, load_student
+from dqlora.text import Vocabulary
+from dqlora.training import Example, Progress, collate, train_student, validation_wer, warmup_cosine
+from tests.conftest import tone
+
+CPU = torch.device("cpu")
+LORA = Lora(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
+TRAIN = Train(
+    learning_rate=3e-3, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, mask_time_prob=0.05, patience=99
+)
+BUDGET = Budget(head_steps=1, steps=6, batch_seconds=4, validate_every=2)
+TEXTS = ["HELLO", "GOOD DAY", "YES", "ALL IS WELL"]
+
+
+@pytest.fixture
+def examples(student_folder: Path, vocabulary: Vocabulary) -> list[Example]:
+    model = load_student(student_folder, "none", CPU)
+    rng = np.random.default_rng(0)
+    made = []
+    for number, text in enumerate(TEXTS):
+        features = cnn_features(model, tone(1.0 + 0.3 * number, 120 + 60 * number)).numpy()
+        teacher = rng.normal(size=(len(features), len(vocabulary))).astype(np.float16)
+        made.append(Example(features.astype(np.float16), vocabulary.encode(text), text, teacher))
+    return made
+
+
+def train(
+    model: torch.nn.Module, examples: list[Example], vocabulary: Vocabulary, checkpoint: Path, **changes: object
+) -> Progress:
+    settings = {"settings": TRAIN, "budget": BUDGET, "lambda_distill": 0.5, **changes}
+    return train_student(
+        model, examples, examples, vocabulary, "en", temperature=1.0, seed=0, checkpoint=checkpoint,
+        accelerator=Accelerator(cpu=True), **settings,
+    )  # fmt: skip
+
+
+def trainable(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("killed_at", [0, 2, 4])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path, killed_at: int
+) -> None:
+    def student() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return add_lora(load_student(student_folder, "nf4", CPU), LORA)
+
+    unbroken = student()
+    expected = train(unbroken, examples, vocabulary, tmp_path / "unbroken.safetensors")
+
+    def kill(point: dict[str, float]) -> None:
+        if point["step"] == killed_at:
+            raise KilledError
+
+    checkpoint = tmp_path / "broken.safetensors"
+    with pytest.raises(KilledError):
+        train(student(), examples, vocabulary, checkpoint, on_point=kill)
+    assert checkpoint.exists() == (killed_at > 2)  # killed before the checkpoint of its own step
+    broken = student()
+    found = train(broken, examples, vocabulary, checkpoint)
+    assert [point["step"] for point in found.curve] == [0, 2, 4, 6]
+    assert str(found.curve) == str(expected.curve)  # as text, since the first loss is NaN
+    for name, weight in trainable(broken).items():
+        assert torch.equal(weight, trainable(unbroken)[name]), name
+
+
+def test_one_batch_can_be_overfitted(
+    student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    model = load_student(student_folder, "none", CPU)
+    model.requires_grad_(True)
+    model.freeze_feature_encoder()
+    model.wav2vec2.masked_spec_embed.requires_grad_(False)
+    model.config.mask_time_prob = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    budget = Budget(head_steps=1, steps=250, batch_seconds=30, validate_every=50)
+    progress = train(model, examples[:3], vocabulary, tmp_path / "state.safetensors", budget=budget, lambda_distill=0.0)
+    assert progress.curve[0]["validation_wer"] >= 1.0
+    assert progress.best_wer == 0.0
+
+
+def test_lambda_zero_is_ctc_alone(
+    student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    weights = []
+    for kept, name in ((examples, "with"), ([Example(e.features, e.labels, e.text) for e in examples], "without")):
+        torch.manual_seed(0)
+        model = add_lora(load_student(student_folder, "nf4", CPU), LORA)
+        train(model, kept, vocabulary, tmp_path / f"{name}.safetensors", lambda_distill=0.0)
+        weights.append(trainable(model))
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_patience_ends_training_and_the_best_weights_are_kept(
+    student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = add_lora(load_student(student_folder, "nf4", CPU), LORA)
+    before = trainable(model)
+    settings = TRAIN.model_copy(update={"patience": 2, "learning_rate": 1e-9})
+    progress = train(model, examples, vocabulary, tmp_path / "state.safetensors", settings=settings)
+    assert (progress.step, progress.best_step) == (4, 0)
+    assert all(torch.equal(weight, before[name]) for name, weight in trainable(model).items())
+
+
+def test_a_diverged_run_says_what_to_lower(
+    student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    model = add_lora(load_student(student_folder, "none", CPU), LORA)
+    broken = [Example(np.full_like(e.features, np.nan), e.labels, e.text) for e in examples]
+    with pytest.raises(UserError, match=r"diverged.*train\.learning_rate"):
+        train(model, broken, vocabulary, tmp_path / "state.safetensors", lambda_distill=0.0)
+
+
+def test_validation_is_the_same_in_any_batch_size(
+    student_folder: Path, examples: list[Example], vocabulary: Vocabulary
+) -> None:
+    from dqlora.student import FromFeatures
+
+    model = FromFeatures(load_student(student_folder, "none", CPU))
+    wers = {validation_wer(model, examples, vocabulary, "en", longest) for longest in (50, 200, 10_000)}
+    assert len(wers) == 1
+
+
+def test_a_batch_is_padded_at_its_end(examples: list[Example]) -> None:
+    batch = collate(examples, CPU)
+    assert batch.frames.tolist() == [len(example.features) for example in examples]
+    assert batch.features.shape[:2] == (4, int(batch.frames.max()))
+    assert batch.teacher is not None and batch.teacher.shape[:2] == batch.features.shape[:2]
+    assert batch.label_lengths.tolist() == [len(text) for text in TEXTS]
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    factors = [warmup_cosine(step, 100, 0.1) for step in range(100)]
+    assert factors[0] < 0.1
+    assert max(factors) == pytest.approx(1.0) == factors[10]
+    assert factors[-1] < 0.01
+    assert all(math.isfinite(warmup_cosine(0, 1, share)) for share in (0.0, 0.5))

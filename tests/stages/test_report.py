@@ -1,0 +1,221 @@
+"""The report on a small made-up run: what it shows, what it says is missing, and that it stands alone."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import yaml
+
+from dqlora.audio import SAMPLE_RATE
+from dqlora.config import Paths
+from dqlora.errors import UserError, run_stage
+from dqlora.report import Estimate, best_and_worst, compare, verdict
+from dqlora.storage import PackedWriter, write_json
+from stages import report
+
+ROOT = Path(__file__).parents[2]
+GRID = (10.0, 0.0)
+SENTENCES = {
+    "tea": "The kettle <script>alert('x')</script> boils & whistles",
+    "rain": "Rain fell on the quiet harbour",
+    "bread": "She baked two loaves of bread",
+    "crow": "A crow sat upon the fence",
+}
+WER = {"base": (0.21, 0.4321), "distilled": (0.205, 0.3875), "teacher": (0.031, 0.1234)}  # clean, noisy
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """A folder with everything that the stages before leave behind."""
+    monkeypatch.chdir(tmp_path)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params |= {"preset": "tiny", "seed": 7, "lambda_distill": 0.25}
+    params["evaluate"]["bootstrap_draws"] = 200
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    (tmp_path / "presets").mkdir()
+    shutil.copy(ROOT / "presets" / "mini.yaml", tmp_path / "presets" / "tiny.yaml")
+    paths = Paths("tiny", tmp_path)
+    write_predictions(paths)
+    write_json(paths.metrics / "evaluate.json", metrics(low=0.021, high=0.186))
+    best = {"best_step": 100, "best_validation_wer": 0.4044}
+    size = {"trainable_parameters": 147456, "trainable_share": 0.0154, "peak_memory_mb": {"rss": 1432.2, "device": 0}}
+    write_json(paths.metrics / "train.json", {"steps": 150, "seconds": 61.0} | best | size)
+    write_json(paths.metrics / "teacher.json", {"head": {"wer": 0.183, "cer": 0.071}})
+    curves = paths.metrics / "curves" / "plots" / "metrics"
+    curves.mkdir(parents=True)
+    (curves / "train_loss.tsv").write_text("step\ttrain_loss\n50\t210.5\n100\t150.25\n150\t140\n")
+    (curves / "validation_wer.tsv").write_text("step\tvalidation_wer\n0\t0.71\n50\t0.5\n100\t0.4044\n150\t0.41\n")
+    (paths.clean / "set_aside.csv").write_text("split,id,reason\ntrain,hush,silent\n")
+    return paths
+
+
+def write_predictions(paths: Paths) -> None:
+    rows: list[dict[str, Any]] = []
+    generator = np.random.default_rng(0)
+    with PackedWriter(paths.clean / "test", "int16") as clean, PackedWriter(paths.noisy / "test", "int16") as noisy:
+        for number, (name, sentence) in enumerate(SENTENCES.items()):
+            samples = generator.integers(-3000, 3000, SAMPLE_RATE + 777 * number)
+            clean.append(samples, id=name, transcript=sentence, text=sentence.upper())
+            texts = {"reference": sentence, "base": "nothing like it", "distilled": sentence, "teacher": sentence}
+            rows.append({"id": name, "condition": "clean"} | texts)
+            for snr in GRID:
+                heard = {"snr_db": snr, "noise": f"kitchen-{number}", "category": "kitchen" if number % 2 else "road"}
+                noisy.append(samples, id=f"{name}@{snr:g}dB", utterance=name, **heard)
+                worse = {"distilled": "<b>gone</b>"} if name == "crow" else {}
+                rows.append({"id": name, "condition": f"{snr:g} dB"} | heard | texts | worse)
+    (paths.metrics / "test").mkdir(parents=True)
+    (paths.metrics / "test" / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def metrics(low: float, high: float) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        system: {"clean": {"wer": clean, "cer": clean / 2}, "noisy": {"wer": noisy, "cer": noisy / 2}}
+        for system, (clean, noisy) in WER.items()
+    }
+    gain = {"wer_relative": 0.1032, "ci_low": low, "ci_high": high}
+    return values | {"gain": {"noisy": gain}, "rtf": 0.0712, "memory_mb": 812.3, "adapter_mb": 0.594}
+
+
+def page(paths: Paths) -> str:
+    report.main()
+    return (paths.metrics / "report.html").read_text(encoding="utf-8")
+
+
+def shown(html: str) -> str:
+    """The page's text, without tags and audio, white space as one space."""
+    text: list[str] = []
+    parser = HTMLParser()
+    parser.handle_data = text.append  # type: ignore[method-assign]
+    parser.feed(html)
+    return " ".join(" ".join(text).split())
+
+
+def test_asks_for_nothing_outside_itself(run: Paths) -> None:
+    html = page(run)
+    attributes: list[tuple[str, str, str]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, pairs: attributes.extend((tag, *pair) for pair in pairs)  # type: ignore
+    parser.feed(html)
+    sources = [value for _, name, value in attributes if name in ("src", "href", "srcset", "action", "poster")]
+    assert sources and all(source.startswith(("data:", "#")) for source in sources)
+    assert not re.search(r"https?://|url\(|@import|<script", html)
+
+
+def test_numbers_are_the_metrics(run: Paths) -> None:
+    text = shown(page(run))
+    for _, (clean, noisy) in WER.items():
+        assert f"{clean:.1%}".replace("%", " %") in text
+        assert f"{noisy:.1%}".replace("%", " %") in text
+    assert "relative gain 10.3 % [2.1, 18.6] %" in text
+    assert "A gain:" in text
+    assert "Preset tiny, lambda_distill 0.25, seed 7" in text
+    for number in ("0.071", "812 MB", "0.59 MB", "147 456", "1.5 % of all parameters", "18.3 %", "40.4 %"):
+        assert number in text
+    assert "fetch_speech, train 1 silent hush" in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"), [(-0.03, 0.2, "No difference shown: the interval spans zero"), (-0.3, -0.1, "Worse:")]
+)
+def test_verdict_follows_the_interval(run: Paths, low: float, high: float, said: str) -> None:
+    write_json(run.metrics / "evaluate.json", metrics(low, high))
+    text = shown(page(run))
+    assert said in text
+    assert "A gain:" not in text
+    assert f"[{low * 100:.1f}, {high * 100:.1f}] %".replace("-", "−") in text
+
+
+def test_transcripts_are_escaped(run: Paths) -> None:
+    html = page(run)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(" in html
+    assert "boils &amp; whistles" in html
+    assert "<b>gone</b>" not in html
+
+
+def test_players_hold_the_same_stretch_of_audio(run: Paths) -> None:
+    players = re.findall(r'<audio[^>]*aria-label="([^"]+)"[^>]*src="data:audio/mpeg;base64,([^"]+)"', page(run))
+    assert len(players) == 2 * len(SENTENCES)
+    lengths = []
+    for _, data in players:
+        samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)))
+        assert rate == SAMPLE_RATE
+        lengths.append(len(samples))
+    assert lengths[0::2] == lengths[1::2]
+    assert all(SAMPLE_RATE <= length < 1.4 * SAMPLE_RATE for length in lengths)
+    assert all(label.startswith("Clean") for label, _ in players[0::2])
+
+
+@pytest.mark.parametrize("missing", ["evaluate.json", "test/predictions.jsonl"])
+def test_missing_evaluation_ends_with_one_line(run: Paths, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.metrics / missing).unlink()
+    with pytest.raises(UserError, match=f"metrics/{missing}: no such file; run `dvc repro evaluate`"):
+        report.main()
+    with pytest.raises(SystemExit) as ended:
+        run_stage(report.main)
+    assert str(ended.value.code).count("\n") == 0
+    assert not (run.metrics / "report.html").exists()
+
+
+def test_truncated_metrics_are_named(run: Paths) -> None:
+    (run.metrics / "evaluate.json").write_text('{"base": ')
+    with pytest.raises(UserError, match=r"metrics/evaluate\.json: not valid JSON .*dvc repro -f evaluate"):
+        report.main()
+
+
+def test_says_what_is_missing(run: Paths) -> None:
+    write_json(run.metrics / "evaluate.json", {"base": {"noisy": {"wer": float("nan")}}})
+    (run.metrics / "train.json").unlink()
+    (run.metrics / "teacher.json").unlink()
+    shutil.rmtree(run.metrics / "curves")
+    (run.clean / "set_aside.csv").unlink()
+    (run.metrics / "test" / "predictions.jsonl").write_text("")
+    text = shown(page(run))
+    assert "Noisy WER not measured → not measured" in text
+    assert "No verdict" in text
+    for file in ("train_loss.tsv", "validation_wer.tsv"):
+        assert f"No curve: metrics/curves/plots/metrics/{file} has no points." in text
+    assert "There are no predictions" in text
+    assert "Nothing was set aside." in text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.01, 0.2, "gain"), (-0.1, 0.2, "no difference shown"), (0.0, 0.2, "no difference shown"), (-0.2, -0.1, "worse")],
+)
+def test_verdict(low: float, high: float, expected: str) -> None:
+    assert verdict(Estimate(0.0, low, high)) == expected
+
+
+def test_compare_marks_each_difference() -> None:
+    words = compare("The cat sat down on the mat.", "the cap sat on the red mat", "en")
+    assert [(word.kind, word.text) for word in words] == [
+        ("same", "the"),
+        ("substituted", "cap"),
+        ("same", "sat"),
+        ("deleted", "down"),
+        ("same", "on"),
+        ("same", "the"),
+        ("inserted", "red"),
+        ("same", "mat"),
+    ]
+    assert words[1].instead_of == "cat"
+    assert [word.kind for word in compare("", "uh huh", "xx")] == ["inserted", "inserted"]
+    assert [word.kind for word in compare("one word", "", "xx")] == ["deleted", "deleted"]
+
+
+def test_an_utterance_is_shown_once_and_improvements_are_real() -> None:
+    rows = [{"id": f"u{at % 4}", "condition": "5 dB"} for at in range(8)] + [{"id": "u0", "condition": "clean"}]
+    base = np.array([5, 4, 3, 2, 9, 4, 3, 2, 9])
+    distilled = np.array([1, 4, 6, 2, 9, 3, 3, 2, 0])
+    best, worst = best_and_worst(rows, {"base": base, "distilled": distilled})
+    assert best == [0, 5]  # saved 4 and 1; the clean row does not count
+    assert worst == [2, 3]
