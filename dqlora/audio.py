@@ -14,6 +14,7 @@ FRAMES_PER_SECOND = SAMPLE_RATE // FRAME_HOP  # 50
 MAX_SECONDS = 30.0  # Whisper's window
 MIN_SECONDS = 0.3  # shorter than the shortest word in the corpora seen here
 SILENCE_PEAK = 1e-3  # -60 dBFS: nothing that a listener would take for speech
+AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}  # libsndfile reads them
 CLIPPED_SHARE = 0.01  # share of samples at full scale above which a recording counts as clipped
 
 

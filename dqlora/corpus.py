@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dqlora.errors import UserError
-from dqlora.pretrained import hub_reachable
+from dqlora.hub import TIMEOUT, hub_reachable
 
 HUB = "hf://"
-HUB_TIMEOUT = 10  # seconds to wait for the hub's first answer
 SPLITS = ("test", "validation", "train")
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}
 # Cumulative shares of a seeded hash of the sentence, where a corpus has no splits of its own.
 HASH_SHARES = (("test", 0.15), ("validation", 0.25), ("train", 1.0))
 
@@ -73,7 +71,7 @@ def check_hub(path: str) -> None:
             "copy of the folder, or run with -S preset=mini"
         )
     try:
-        HfApi().dataset_info(match[1], revision=match[2], timeout=HUB_TIMEOUT)
+        HfApi().dataset_info(match[1], revision=match[2], timeout=TIMEOUT)
     except (HfHubHTTPError, HFValidationError) as error:
         raise UserError(
             f"speech.path: {path}: the hub refused it ({_first_line(error)}); check name and revision"

@@ -16,10 +16,10 @@ from urllib.parse import unquote, urlsplit
 import requests
 from tqdm import tqdm
 
+from dqlora.audio import AUDIO_SUFFIXES
 from dqlora.errors import UserError
 
 MS_SNSD = "https://raw.githubusercontent.com/microsoft/MS-SNSD/{commit}/{path}"
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3"}
 TIMEOUT = (3.0, 10.0)  # s, to connect to each address of a host, and between two bytes
 PAUSES = (1.0, 2.0)  # s, before the second and third try
 PATIENCE = 12.0  # s without a byte, after which there is no other try

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dqlora.audio import SAMPLE_RATE
-from dqlora.corpus import AUDIO_SUFFIXES
+from dqlora.audio import AUDIO_SUFFIXES, SAMPLE_RATE
 from dqlora.errors import UserError
 from dqlora.randomness import generator_for
 

@@ -16,7 +16,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import requests
 import torch
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
@@ -25,8 +24,8 @@ from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureEx
 
 from dqlora.ctranslate2 import convert_whisper
 from dqlora.errors import UserError
+from dqlora.hub import hub_reachable
 
-HUB_TIMEOUT = 3.0  # s, to connect to each of its addresses and to answer
 WEIGHTS = "model*.safetensors"
 # What a checkpoint needs of its folder; nothing that is unpickled, and no copies of the weights for other frameworks.
 FILES = (
@@ -117,17 +116,6 @@ def fetch_teacher(source: str, output: Path) -> None:
             raise UserError(f"{source}: no weights of a Whisper encoder in {WEIGHTS}; name another checkpoint")
         _copy(folder, output)
     _write_origin(output, source, commit)
-
-
-def hub_reachable() -> bool:
-    """Whether the hub answers at all. Its own client tries for 23 s and more before it gives up."""
-    if constants.is_offline_mode():
-        return False
-    try:
-        requests.head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except requests.RequestException:
-        return False
-    return True
 
 
 def _locate(source: str, other: str) -> tuple[Path, str | None]:
