@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from dqlora.errors import UserError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
 Decibels = Annotated[float, Field(ge=-30, le=60)]
 
 
@@ -117,7 +117,7 @@ class Params(Block):
     """params.yaml."""
 
     preset: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     lambda_distill: Annotated[float, Field(ge=0, le=100)]
     teacher_input: Literal["clean", "noisy"]
     mix: Mix

@@ -85,9 +85,9 @@ def _parquet_clips(pattern: str) -> Iterator[Clip]:
     try:
         rows = load_dataset("parquet", data_files={"split": pattern}, split="split", streaming=True)
         for row in rows.cast_column("audio", Audio(decode=False)):
-            audio = row["audio"]
-            name = row.get("path") or audio["path"]
-            if name is None or "transcription" not in row:
+            audio = row.get("audio")
+            name = row.get("path") or (audio or {}).get("path")
+            if audio is None or name is None or "transcription" not in row:
                 raise UserError(f"{pattern}: not FLEURS' schema; needs columns path, audio and transcription")
             yield Clip(
                 Path(name).name, audio["bytes"] or b"", row.get("raw_transcription") or row["transcription"] or ""

@@ -2,7 +2,9 @@
 
 import csv
 import errno
+import logging
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ class UserError(Exception):
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
+    _quieten_libraries()
     try:
         main()
     except UserError as error:
@@ -26,6 +29,17 @@ def run_stage(main: Callable[[], None]) -> None:
         )
     except KeyboardInterrupt:
         sys.exit("interrupted; `dvc repro` goes on from here")
+
+
+def _quieten_libraries() -> None:
+    """Leave the terminal to the stage's own lines and progress bars."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if "transformers" in sys.modules:
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
 
 
 class SetAside:

@@ -19,12 +19,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
     What a killed process left beside `output` is removed first.
     """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.tmp-"
-    for left in output.parent.glob(f"{prefix}*"):
-        if not _is_alive(int(left.name.removeprefix(prefix))):
-            shutil.rmtree(left, ignore_errors=True)
-    temporary = output.parent / f"{prefix}{os.getpid()}"
+    temporary = _temporary(output)
     temporary.mkdir()
     try:
         yield temporary
@@ -37,8 +32,7 @@ def whole_folder(output: Path) -> Iterator[Path]:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a text file that is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = _temporary(path)
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
@@ -48,6 +42,16 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def _temporary(output: Path) -> Path:
+    """A name beside `output` that is this process' own; what killed processes left under theirs is removed."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.tmp-"
+    for left in output.parent.glob(f"{prefix}*"):
+        if not _is_alive(int(left.name.removeprefix(prefix))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+    return output.parent / f"{prefix}{os.getpid()}"
 
 
 def _is_alive(pid: int) -> bool:

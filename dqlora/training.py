@@ -139,6 +139,8 @@ def train_student(
     optimiser = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best = {name: weight.detach().clone() for name, weight in trainable.items()}
     progress = _resume(checkpoint, trainable, best, optimiser) if checkpoint.exists() else Progress()
+    if progress.step:
+        accelerator.print(f"training goes on from step {progress.step} ({checkpoint})")
     curve = progress.curve
     wrapped, optimiser = accelerator.prepare(FromFeatures(model), optimiser)
     for point in curve:

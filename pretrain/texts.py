@@ -20,26 +20,49 @@ from dqlora.randomness import generator_for
 SEED = 0
 LINES = {"news": 20_000, "dictionary": 20_000, "prompts": 8_000, "orders": 5_000}
 WORDS = (3, 16)  # of a dictionary entry
-DIGITS = "zero one two three four five six seven eight nine".split()
-NUMBERS = (
-    DIGITS
-    + "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty "
-    "sixty seventy eighty ninety hundred thousand million billion".split()
+
+
+def words(text: str) -> list[str]:
+    return [word.replace("_", " ") for word in text.split()]
+
+
+DIGITS = words("zero one two three four five six seven eight nine")
+NUMBERS = DIGITS + words(
+    "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty "
+    "seventy eighty ninety hundred thousand million billion"
 )
-ORDINALS = (
+ORDINALS = words(
     "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth fourteenth "
     "fifteenth sixteenth seventeenth eighteenth nineteenth twentieth thirtieth fortieth fiftieth sixtieth seventieth "
-    "eightieth ninetieth hundredth thousandth millionth".split()
+    "eightieth ninetieth hundredth thousandth millionth"
 )
-SPELLING = (
+SPELLING = words(
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "
-    "sierra tango uniform victor whiskey x-ray yankee zulu".split()
+    "sierra tango uniform victor whiskey x-ray yankee zulu"
 )
-CALENDAR = (
+CALENDAR = words(
     "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April May June July August "
-    "September October November December today tomorrow yesterday o'clock".split()
+    "September October November December today tomorrow yesterday o'clock"
 )
-SYMBOLS = "star,pound,hash,dot,dash,comma,slash,percent,plus,minus,equals,underscore,question mark,colon".split(",")
+SYMBOLS = words(
+    "star pound hash dot dash comma slash percent plus minus equals underscore question_mark colon semicolon brace"
+)
+THINGS = words(
+    "message call conference mailbox greeting extension password account recording line directory number name "
+    "operator agent caller queue channel volume option folder pin party system service feature conversation "
+    "connection user participant menu"
+)
+STATES = words(
+    "available busy locked unlocked muted unmuted activated deactivated enabled disabled full empty invalid correct "
+    "incorrect in_use not_valid temporarily_unavailable ready being_recorded on_the_phone cancelled deleted saved "
+    "forwarded transferred disconnected currently_unavailable not_allowed out_of_service logged_in logged_off "
+    "now_closed answered"
+)
+VERBS = words(
+    "hear repeat save delete forward record change cancel leave join lock unlock mute send play skip enter return_to "
+    "listen_to reply_to mark increase decrease accept reject transfer place check reset extend pause rewind review park"
+)
+PEOPLE = words("agent user caller person party operator administrator leader guest")
 
 
 def dictionary(folder: Path) -> list[str]:
@@ -49,9 +72,8 @@ def dictionary(folder: Path) -> list[str]:
         for line in (folder / name).read_text(encoding="utf-8").splitlines():
             for part in line.partition(" | ")[2].split(";"):
                 text = part.strip().strip('"').replace("--", ", ")
-                if re.fullmatch(r"[A-Za-z][a-z' ,-]+[A-Za-z' ,a-z-]*[a-z]", text):
-                    if WORDS[0] <= len(text.split()) <= WORDS[1]:
-                        entries.add(text)
+                if re.fullmatch(r"[A-Za-z][A-Za-z' ,-]+[a-z]", text) and WORDS[0] <= len(text.split()) <= WORDS[1]:
+                    entries.add(text)
     return sorted(entries)
 
 
@@ -61,25 +83,11 @@ def prompt(rng: np.random.Generator) -> str:
     def one(*choices: str) -> str:
         return choices[rng.integers(len(choices))]
 
-    thing = one(
-        "message", "call", "conference", "mailbox", "greeting", "extension", "password", "account", "recording", "line",
-        "directory", "number", "name", "operator", "agent", "caller", "queue", "channel", "volume", "option", "folder",
-        "pin", "party", "system", "service", "feature", "conversation", "connection", "user", "participant", "menu",
-    )  # fmt: skip
-    state = one(
-        "available", "busy", "locked", "unlocked", "muted", "unmuted", "activated", "deactivated", "enabled", "disabled",
-        "full", "empty", "invalid", "correct", "incorrect", "in use", "not valid", "temporarily unavailable", "ready",
-        "being recorded", "on the phone", "cancelled", "deleted", "saved", "forwarded", "transferred", "disconnected",
-        "currently unavailable", "not allowed", "out of service", "logged in", "logged off", "now closed", "answered",
-    )  # fmt: skip
-    verb = one(
-        "hear", "repeat", "save", "delete", "forward", "record", "change", "cancel", "leave", "join", "lock", "unlock",
-        "mute", "send", "play", "skip", "enter", "return to", "listen to", "reply to", "mark", "increase", "decrease",
-        "accept", "reject", "transfer", "place", "check", "reset", "extend", "pause", "rewind", "review", "park",
-    )  # fmt: skip
+    thing, state, verb, person = one(*THINGS), one(*STATES), one(*VERBS), one(*PEOPLE)
     key = one(*DIGITS, "star", "pound", "the pound key", "the star key", "any key")
-    person = one("agent", "user", "caller", "person", "party", "operator", "administrator", "leader", "guest")
     word = one(*NUMBERS, *ORDINALS, *SPELLING, *CALENDAR, *SYMBOLS)
+    this = one("The", "Your", "This", "That")
+    number = one(*NUMBERS)
     return one(
         f"Press {key} to {verb} the {thing}.",
         f"To {verb} your {thing}, press {key}.",
@@ -87,17 +95,17 @@ def prompt(rng: np.random.Generator) -> str:
         f"For the {thing}, press {key}.",
         f"Please enter your {thing} number, followed by {key}.",
         f"Please enter the {thing} {one('number', 'name', 'code', 'identification')}, then press {key}.",
-        f"{one('The', 'Your', 'This', 'That')} {thing} is {state}.",
-        f"{one('The', 'Your', 'This', 'That')} {thing} has been {one('saved', 'deleted', 'changed', 'locked', 'sent')}.",
+        f"{this} {thing} is {state}.",
+        f"{this} {thing} has been {one('saved', 'deleted', 'changed', 'locked', 'sent')}.",
         f"{one('I am sorry', 'Sorry', 'We are sorry')}, {one('that', 'this', 'the')} {thing} is {state}.",
         f"{one('Thank you', 'Please hold', 'Please wait', 'Goodbye')}. {one('Your', 'The')} {thing} is {state}.",
-        f"You have {one(*NUMBERS)} {one('new', 'old', 'urgent', 'more', 'unread')} {one('messages', 'calls', 'callers')}.",
-        f"There are {one('currently', 'now', 'only')} {one(*NUMBERS)} {one('callers', 'participants', 'people')} waiting.",
+        f"You have {number} {one('new', 'old', 'urgent', 'more', 'unread')} {one('messages', 'calls', 'callers')}.",
+        f"There are {one('currently', 'now', 'only')} {number} {one('callers', 'participants', 'people')} waiting.",
         f"You are now {one('muted', 'unmuted', 'number one in line', 'being transferred', 'logged in', 'connected')}.",
         f"The {person} you are calling is {state}, please try again {one('later', 'tomorrow', 'in a moment')}.",
         f"The {person} at extension {' '.join(one(*DIGITS) for _ in range(rng.integers(2, 5)))} is {state}.",
         f"Please {one('leave', 'record', 'say')} your {thing} after the {one('tone', 'beep')}.",
-        f"The {one('time', 'date')} is {one(*CALENDAR)} {one(*ORDINALS)}, {one(*NUMBERS)} {one(*NUMBERS)} {one('a m', 'p m')}.",
+        f"The time is {one(*CALENDAR)} {one(*ORDINALS)}, {number} {one(*NUMBERS)} {one('a m', 'p m')}.",
         " ".join(one(*DIGITS) for _ in range(rng.integers(2, 8))),
         " ".join(one(*SPELLING, *NUMBERS, *SYMBOLS, *CALENDAR) for _ in range(rng.integers(2, 6))),
         word,
@@ -141,7 +149,7 @@ def main(sentences: Path, wordnet: Path, *held_out: Path) -> None:
     rng = generator_for(SEED, "texts")
     refused = {bare(row["transcription"]) for path in held_out for row in csv.DictReader(path.open(encoding="utf-8"))}
     refused = {text for text in refused if " " in text}
-    news = [line.strip().strip('"') for line in sentences.read_text(encoding="utf-8").splitlines()]
+    news = [line.strip(' -"\n') for line in sentences.read_text(encoding="utf-8").splitlines()]
     entries = dictionary(wordnet)
     lines = [news[i % len(news)] for i in range(LINES["news"])]
     lines += [entries[i] for i in rng.choice(len(entries), LINES["dictionary"], replace=False)]

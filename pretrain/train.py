@@ -226,6 +226,7 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # a few fixed shapes
     seed_torch(SEED, "student")
     vocabulary = Vocabulary.load(STUDENT / "vocab.json")
     model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(STUDENT)).to(device)

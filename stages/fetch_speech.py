@@ -20,8 +20,9 @@ def fetch_split(
     ids: set[str] = set()
     sentences: set[str] = set()
     samples_written = 0
+    clips = read_clips(speech.path, split, seed)
     with PackedWriter(folder, "int16") as out, tqdm(total=wanted, desc=f"speech {split}", unit=" clips") as progress:
-        for clip in read_clips(speech.path, split, seed):
+        for clip in clips:
             try:
                 if clip.id in ids:
                     raise BadText("a second clip of this name")

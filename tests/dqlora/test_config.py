@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dqlora.config import load_params, load_preset
+from dqlora.errors import UserError
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("preset", ["mini", "fleurs", "local"])
+def test_what_ships_is_valid(preset: str) -> None:
+    load_params(ROOT / "params.yaml")
+    load_preset(preset, ROOT / "presets")
+
+
+def changed(tmp_path: Path, name: str, value: object) -> Path:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    *blocks, key = name.split(".")
+    block = values
+    for part in blocks:
+        block = block[part]
+    block[key] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lambda_distil", 0.5, "lambda_distil: unknown parameter; known here: preset, seed, lambda_distill"),
+        ("mix.copys", 2, "mix.copys: unknown parameter; known here: copies, snr_db, test_snr_db"),
+        ("lambda_distill", -1, "lambda_distill: Input should be greater than or equal to 0 (got -1)"),
+        ("lambda_distill", "much", "lambda_distill: Input should be a valid number"),
+        ("mix.copies", 0, "mix.copies: Input should be greater than or equal to 1 (got 0)"),
+        ("mix.copies", 1.5, "mix.copies: Input should be a valid integer"),
+        ("mix.snr_db", [], "mix.snr_db: List should have at least 1 item"),
+        ("mix.snr_db", [200], "mix.snr_db.0: Input should be less than or equal to 60 (got 200)"),
+        ("mix.test_snr_db", [5, 5.0], "mix: test_snr_db names one SNR twice"),
+        ("teacher_input", "loud", "teacher_input: Input should be 'clean' or 'noisy' (got 'loud')"),
+        ("student.quantize", "int8", "student.quantize: Input should be 'nf4' or 'none' (got 'int8')"),
+        ("student.adapt", "full", "student: adapt: full trains the weights themselves and needs quantize: none"),
+        ("seed", True, "seed: Input should be a valid integer (got True)"),
+        ("train", 3, "train: Input should be a valid dictionary"),
+    ],
+)
+def test_a_wrong_parameter_is_named_with_what_is_allowed(
+    tmp_path: Path, name: str, value: object, message: str
+) -> None:
+    with pytest.raises(UserError) as refused:
+        load_params(changed(tmp_path, name, value))
+    assert message in str(refused.value)
+    assert "params.yaml: " in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_missing_parameter_file_and_preset_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(UserError, match="known presets: fleurs, local, mini"):
+        load_preset("maxi", ROOT / "presets")
+    (tmp_path / "params.yaml").write_text("preset: mini\n")
+    with pytest.raises(UserError, match="seed: missing"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("preset: [unclosed\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_params(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text("")
+    with pytest.raises(UserError, match="expected parameters by name"):
+        load_params(tmp_path / "params.yaml")

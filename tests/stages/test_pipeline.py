@@ -1,0 +1,239 @@
+"""The whole pipeline through DVC, at a tiny size: the fleurs preset on local copies of the hub's layouts."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from peft import PeftModel
+from transformers import Wav2Vec2ForCTC
+
+from dqlora.storage import Packed
+from tests.conftest import ROOT, write_noise
+
+STAGES = (
+    "fetch_models",
+    "fetch_speech",
+    "fetch_noise",
+    "mix",
+    "encode_teacher",
+    "train_teacher_head",
+    "train",
+    "evaluate",
+    "report",
+)
+OUTPUTS = {
+    "fetch_models": "models/fleurs/pretrained",
+    "fetch_speech": "data/fleurs/clean",
+    "fetch_noise": "data/fleurs/noise",
+    "mix": "data/fleurs/noisy",
+    "encode_teacher": "data/fleurs/teacher",
+    "train_teacher_head": "models/fleurs/teacher_head",
+    "train": "models/fleurs/adapter",
+    "evaluate": "metrics/test",
+}
+ENVIRONMENT = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "DVC_NO_ANALYTICS": "1",
+    "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing may be fetched
+    "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
+}  # fmt: skip
+
+
+def run(*command: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert not check or ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
+    return ended
+
+
+def stages_run(output: str) -> list[str]:
+    """The stages that DVC ran, those it took from its cache not among them."""
+    lines = output.splitlines()
+    return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path) -> Path:
+    """The fleurs preset after `dvc repro`, its lines pointed at local copies of the hub's layouts."""
+    base = tmp_path_factory.mktemp("pipeline")
+    folder = base / "project"
+    for name in ("stages", "dqlora", "presets"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp-*"))
+    for name in ("dvc.yaml", "params.yaml", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "presets/mini/speech", base / "fleurs/en_us")  # <config>/<split>/0000.parquet
+
+    preset = yaml.safe_load((ROOT / "presets/fleurs.yaml").read_text())
+    preset["speech"] |= {"path": str(base / "fleurs/en_us"), "clips": {"train": 6, "validation": 2, "test": 3}}
+    preset["noise"]["path"] = str(write_noise(base / "noise"))
+    preset |= {"student": str(student_folder), "teacher": str(teacher_folder)}
+    preset["budget"] = {"head_steps": 3, "steps": 6, "batch_seconds": 15, "validate_every": 2}
+    (folder / "presets/fleurs.yaml").write_text(yaml.safe_dump(preset))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params |= {"preset": "fleurs"}
+    params["mix"]["copies"] = 1
+    params["teacher_head"] |= {"hidden": 32, "layers": 1}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    run("git", "init", "-q", folder=folder)
+    run("dvc", "init", "-q", folder=folder)
+    run("git", "add", "-A", folder=folder)
+    run("git", "commit", "-qm", "code", folder=folder)
+    assert stages_run(run("dvc", "repro", folder=folder).stdout) == list(STAGES)
+    run("git", "add", "-A", folder=folder)
+    run("git", "commit", "-qm", "first run", folder=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(project: Path) -> dict[str, dict[str, str]]:
+    """Contents of every output as the unbroken run left them."""
+    return {stage: contents(project / output) for stage, output in OUTPUTS.items()}
+
+
+def test_every_artifact_is_there(project: Path) -> None:
+    noisy = Packed(project / "data/fleurs/noisy/test")
+    assert len(noisy) == 3 * 3
+    assert {item["snr_db"] for item in noisy.items} == {10, 5, 0}
+    used = {
+        split: {item.get("noise") for item in Packed(project / f"data/fleurs/noisy/{split}").items}
+        for split in ("train", "test")
+    }
+    known = {
+        split: {item["id"] for item in Packed(project / f"data/fleurs/noise/{split}").items}
+        for split in ("train", "test")
+    }
+    assert used["train"] <= known["train"] | {None} and used["test"] <= known["test"]
+    student = Wav2Vec2ForCTC.from_pretrained(project / "models/fleurs/pretrained/student")
+    PeftModel.from_pretrained(student, project / "models/fleurs/adapter")
+    assert (project / "metrics/report.html").stat().st_size > 10_000
+
+
+def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
+    evaluate = json.loads((project / "metrics/evaluate.json").read_text())
+    for system in ("base", "distilled", "teacher"):
+        assert set(evaluate[system]) == {"clean", "noisy", "snr"}
+        assert set(evaluate[system]["snr"]) == {"10", "5", "0"}
+        assert set(evaluate[system]["clean"]) == {"wer", "cer"}
+        mean = sum(one["wer"] for one in evaluate[system]["snr"].values()) / 3
+        assert evaluate[system]["noisy"]["wer"] == pytest.approx(mean)
+    assert set(evaluate["gain"]["noisy"]) == {"wer_relative", "ci_low", "ci_high"}
+    assert set(evaluate) == {"base", "distilled", "teacher", "gain", "rtf", "memory_mb", "adapter_mb"}
+    train = json.loads((project / "metrics/train.json").read_text())
+    assert {"steps", "seconds", "audio_seconds_per_second", "trainable_parameters", "trainable_share"} <= set(train)
+
+    def leaves(value: object) -> Iterator[object]:
+        if isinstance(value, dict):
+            for inner in value.values():
+                yield from leaves(inner)
+        else:
+            yield value
+
+    assert all(isinstance(leaf, int | float) for metrics in (evaluate, train) for leaf in leaves(metrics))
+    predictions = [json.loads(line) for line in (project / "metrics/test/predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 3 * 4
+    assert {"id", "condition", "reference", "base", "distilled", "teacher"} <= set(predictions[0])
+
+
+def test_a_second_repro_runs_nothing_and_an_experiment_runs_three_stages(project: Path) -> None:
+    assert stages_run(run("dvc", "repro", folder=project).stdout) == []
+    experiment = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
+    assert stages_run(experiment.stdout) == ["train", "evaluate", "report"]
+    assert "train" in run("dvc", "metrics", "diff", folder=project).stdout
+    shown = json.loads(run("dvc", "exp", "show", "--json", folder=project).stdout)
+    assert "0.5" in json.dumps(shown)
+    run("dvc", "plots", "show", folder=project)
+    assert (project / "dvc_plots/index.html").exists()
+    run("git", "checkout", "-q", ".", folder=project)
+    run("dvc", "checkout", "-q", folder=project)
+
+
+def test_push_and_pull_restore_every_output(project: Path, made: dict[str, dict[str, str]], tmp_path: Path) -> None:
+    run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"), folder=project)
+    run("dvc", "push", "-q", folder=project)
+    run("git", "clone", "-q", str(project), str(tmp_path / "clone"), folder=project)
+    clone = tmp_path / "clone"
+    run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"), folder=clone)
+    run("dvc", "pull", "-q", folder=clone)
+    assert {stage: contents(clone / output) for stage, output in OUTPUTS.items()} == made
+    assert (clone / "metrics/report.html").read_bytes() == (project / "metrics/report.html").read_bytes()
+    run("dvc", "remote", "remove", "here", folder=project)
+
+
+def kill_while_writing(command: list[str], project: Path, watched: Path, pattern: str, at_most: float) -> None:
+    """Start a stage and kill -9 it as soon as a file matching `pattern` stands in `watched`, or `at_most` s later."""
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(project)}
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(command, cwd=project, env=environment, stdout=silent, stderr=silent)
+    started = time.monotonic()
+    while not next(watched.glob(pattern), None) and time.monotonic() - started < at_most:
+        assert process.poll() is None, "the stage ended before it could be killed"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, dict[str, str]], stage: str) -> None:
+    """kill -9 while the output is being written; then the same command ends with the same bytes."""
+    output = project / OUTPUTS.get(stage, "metrics/report.html")
+    shutil.rmtree(output) if output.is_dir() else output.unlink()
+    watched, pattern, at_most = output.parent, f".{output.name}.tmp-*", 60.0
+    if stage == "train":  # later than that: after the first checkpoint
+        watched, pattern = project / "models/fleurs/checkpoints", "*.safetensors"
+    elif stage in ("evaluate", "report"):  # their outputs are written within milliseconds: while they compute
+        at_most = 1.0
+    kill_while_writing([sys.executable, "-m", f"stages.{stage}"], project, watched, pattern, at_most)
+    assert not output.exists()
+    again = run("dvc", "repro", "--force", "--single-item", stage, folder=project)
+    if stage == "train":
+        assert "training goes on from step" in again.stdout
+    if stage != "report":
+        assert contents(output) == made[stage]
+    assert output.exists()
+    assert not list(output.parent.glob(".*.tmp-*"))
+
+
+@pytest.mark.parametrize("stage", ["fetch_models", "fetch_speech", "fetch_noise"])
+def test_without_a_network_a_stage_ends_soon_with_one_line(tmp_path: Path, student_folder: Path, stage: str) -> None:
+    for name in ("stages", "dqlora", "presets"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp-*"))
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({**params, "preset": "fleurs"}))
+    if stage == "fetch_speech":
+        shutil.copytree(student_folder, tmp_path / "models/fleurs/pretrained/student")
+    proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    environment = {**ENVIRONMENT, **proxy, "PYTHONPATH": str(tmp_path), "HF_HOME": str(tmp_path / "empty")}
+    started = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-m", f"stages.{stage}"], cwd=tmp_path, env=environment,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert time.monotonic() - started < 30
+    assert ended.returncode == 1
+    lines = [line for line in ended.stderr.replace("\r", "\n").splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1, ended.stderr
+    assert "network" in lines[0] or "reach" in lines[0]
+    assert "Traceback" not in ended.stderr
+    left = [
+        path.name
+        for root in ("data", "models")
+        for path in (tmp_path / root).glob("fleurs/*")
+        if stage != "fetch_speech"
+    ]
+    assert [name for name in left if name != "downloads"] == []
