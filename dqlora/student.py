@@ -16,6 +16,7 @@ from transformers import BitsAndBytesConfig, Wav2Vec2ForCTC
 from dqlora.audio import SAMPLE_RATE
 from dqlora.config import Lora
 from dqlora.errors import UserError
+from dqlora.randomness import seed_torch
 from dqlora.text import Vocabulary
 
 NOT_QUANTISED = ["lm_head", "projection"]  # the CTC head and the feature projection
@@ -58,7 +59,7 @@ def load_student(
     return model.eval()
 
 
-def add_lora(model: Wav2Vec2ForCTC, settings: Lora) -> Any:
+def add_lora(model: Wav2Vec2ForCTC, settings: Lora, seed: int) -> Any:
     """The model with trainable LoRA adapters (Hu et al. 2021) on `settings.target_modules`; a PeftModel."""
     from peft import LoraConfig, get_peft_model
 
@@ -68,10 +69,13 @@ def add_lora(model: Wav2Vec2ForCTC, settings: Lora) -> Any:
         lora_dropout=settings.dropout,
         target_modules=list(settings.target_modules),
     )
+    seed_torch(seed, "lora")
     try:
-        return get_peft_model(model, config, autocast_adapter_dtype=False)
+        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise UserError(f"params.yaml: lora.target_modules: {str(error).splitlines()[0]}") from None
+    adapted.peft_config["default"].target_modules = sorted(settings.target_modules)  # peft makes it a set, unordered
+    return adapted
 
 
 def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.device) -> nn.Module:

@@ -152,12 +152,11 @@ def train_student(
         if accelerator.is_main_process:
             wer = validation_wer(accelerator.unwrap_model(wrapped), validation, vocabulary, language, longest)
         wer = broadcast_object_list([wer])[0]
-        if wer < progress.best_wer:
-            progress.best_wer, progress.best_step, progress.validations_without_gain = wer, progress.step, 0
+        progress.validations_without_gain = 0 if wer < progress.best_wer else progress.validations_without_gain + 1
+        if wer <= progress.best_wer:  # of equals the one that has seen more
+            progress.best_wer, progress.best_step = wer, progress.step
             for name, weight in trainable.items():
                 best[name].copy_(weight.detach())
-        else:
-            progress.validations_without_gain += 1
         curve.append({"step": progress.step, "train_loss": train_loss, "validation_wer": wer})
         on_point(curve[-1])
 

@@ -136,7 +136,7 @@ def main() -> None:
     model.config.apply_spec_augment = params.train.mask_time_prob > 0
     model.config.mask_time_prob = params.train.mask_time_prob
     if params.student.adapt == "lora":
-        model = add_lora(model, params.lora)
+        model = add_lora(model, params.lora, params.seed)
         trainable, total = model.get_nb_trainable_parameters()
     else:
         model.requires_grad_(True)

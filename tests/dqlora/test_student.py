@@ -73,7 +73,7 @@ def test_a_padded_batch_gives_what_each_clip_gives_alone(tmp_path: Path, norm: s
 
 
 def test_gradients_reach_lora_only(student_folder: Path) -> None:
-    model = add_lora(load_student(student_folder, "nf4", CPU), LORA).train()
+    model = add_lora(load_student(student_folder, "nf4", CPU), LORA, seed=0).train()
     features, frames = pad_features([cnn_features(model, samples).clone() for samples in CLIPS])
     labels = torch.randint(5, 31, (3, 8))
     ctc_loss(FromFeatures(model)(features, frames), frames, labels, torch.tensor([8, 8, 8]), 0).backward()
@@ -87,7 +87,7 @@ def test_gradients_reach_lora_only(student_folder: Path) -> None:
 
 def test_training_after_evaluating_still_has_gradients(student_folder: Path) -> None:
     """bitsandbytes repacks 4-bit weights on some CPUs at the first evaluation, for a kernel without a gradient."""
-    model = add_lora(load_student(student_folder, "nf4", CPU), LORA)
+    model = add_lora(load_student(student_folder, "nf4", CPU), LORA, seed=0)
     features = cnn_features(model, CLIPS[0]).clone()[None]
     frames = torch.tensor([features.shape[1]])
     with torch.inference_mode():
@@ -99,7 +99,7 @@ def test_training_after_evaluating_still_has_gradients(student_folder: Path) -> 
 
 
 def test_the_adapter_reloads_with_the_same_logits(student_folder: Path, tmp_path: Path) -> None:
-    model = add_lora(load_student(student_folder, "nf4", CPU), LORA)
+    model = add_lora(load_student(student_folder, "nf4", CPU), LORA, seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -130,7 +130,7 @@ def test_a_clip_shorter_than_a_frame_is_empty(student_folder: Path, vocabulary: 
 def test_unknown_target_modules_are_named(student_folder: Path) -> None:
     unknown = LORA.model_copy(update={"target_modules": ["query"]})
     with pytest.raises(UserError, match=r"lora.target_modules: .*query"):
-        add_lora(load_student(student_folder, "none", CPU), unknown)
+        add_lora(load_student(student_folder, "none", CPU), unknown, seed=0)
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

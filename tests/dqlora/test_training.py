@@ -57,8 +57,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path, killed_at: int
 ) -> None:
     def student() -> torch.nn.Module:
-        torch.manual_seed(0)
-        return add_lora(load_student(student_folder, "nf4", CPU), LORA)
+        return add_lora(load_student(student_folder, "nf4", CPU), LORA, seed=0)
 
     unbroken = student()
     expected = train(unbroken, examples, vocabulary, tmp_path / "unbroken.safetensors")
@@ -101,29 +100,38 @@ def test_lambda_zero_is_ctc_alone(
 ) -> None:
     weights = []
     for kept, name in ((examples, "with"), ([Example(e.features, e.labels, e.text) for e in examples], "without")):
-        torch.manual_seed(0)
-        model = add_lora(load_student(student_folder, "nf4", CPU), LORA)
+        model = add_lora(load_student(student_folder, "nf4", CPU), LORA, seed=0)
         train(model, kept, vocabulary, tmp_path / f"{name}.safetensors", lambda_distill=0.0)
         weights.append(trainable(model))
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_patience_ends_training_and_the_best_weights_are_kept(
-    student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path
+    student_folder: Path,
+    examples: list[Example],
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    torch.manual_seed(0)
-    model = add_lora(load_student(student_folder, "nf4", CPU), LORA)
-    before = trainable(model)
-    settings = TRAIN.model_copy(update={"patience": 2, "learning_rate": 1e-9})
-    progress = train(model, examples, vocabulary, tmp_path / "state.safetensors", settings=settings)
-    assert (progress.step, progress.best_step) == (4, 0)
-    assert all(torch.equal(weight, before[name]) for name, weight in trainable(model).items())
+    wers = iter([0.9, 0.5, 0.7, 0.6, 0.4])
+    monkeypatch.setattr("dqlora.training.validation_wer", lambda *_: next(wers))
+    model = add_lora(load_student(student_folder, "nf4", CPU), LORA, seed=0)
+    seen = {}
+    progress = train(
+        model, examples, vocabulary, tmp_path / "state.safetensors",
+        settings=TRAIN.model_copy(update={"patience": 2}),
+        budget=BUDGET.model_copy(update={"steps": 100}),
+        on_point=lambda point: seen.update({point["step"]: trainable(model)}),
+    )  # fmt: skip
+    assert (progress.step, progress.best_step, progress.best_wer) == (6, 2, 0.5)
+    assert all(torch.equal(weight, seen[2][name]) for name, weight in trainable(model).items())
+    assert any(not torch.equal(weight, seen[2][name]) for name, weight in seen[6].items())
 
 
 def test_a_diverged_run_says_what_to_lower(
     student_folder: Path, examples: list[Example], vocabulary: Vocabulary, tmp_path: Path
 ) -> None:
-    model = add_lora(load_student(student_folder, "none", CPU), LORA)
+    model = add_lora(load_student(student_folder, "none", CPU), LORA, seed=0)
     broken = [Example(np.full_like(e.features, np.nan), e.labels, e.text) for e in examples]
     with pytest.raises(UserError, match=r"diverged.*train\.learning_rate"):
         train(model, broken, vocabulary, tmp_path / "state.safetensors", lambda_distill=0.0)
