@@ -4,6 +4,7 @@ Every function takes and returns float32 [clips, samples] at 16 kHz and draws on
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,19 +12,31 @@ from torch.nn import functional as F
 
 from pretrain.voices import SAMPLE_RATE
 
-RATE = (0.86, 1.18)  # playing speed: tempo, pitch and formants together, as on a tape recorder
-FORMANTS = (0.84, 1.19)  # formant frequencies alone: adults' vocal tracts differ by some 20 % (Fant 1966)
 LIFTER = 30  # cepstral coefficients of the envelope: 1.9 ms, shorter than any voice's period
 N_FFT, HOP = 512, 128  # samples: 32 ms and 8 ms
 MAX_GAIN = 2.5  # nepers (22 dB) that a moved formant may add or take
-ROOM_SHARE = 0.5  # of the clips stand in a room
 REVERBERATION = (0.08, 0.6)  # s until the echo has fallen by 60 dB
 DIRECT = (0.0, 15.0)  # dB, direct sound relative to the echo
 ROOM_SECONDS = 0.4  # length of the impulse response
 BANDS = 8  # points of the microphone's response, evenly spread over octaves from 60 Hz
-EQ_DB = 6.0  # standard deviation of the response at each
-TELEPHONE_SHARE = 0.15  # of the clips are cut to 300-3400 Hz
-NOTCH_SHARE = 0.3  # of the clips lack a band of up to 500 Hz
+
+
+@dataclass(frozen=True)
+class Strength:
+    rate: tuple[float, float]  # playing speed: tempo, pitch and formants together, as on a tape recorder
+    formants: tuple[float, float]  # formant frequencies alone: adults' vocal tracts differ by some 20 % (Fant 1966)
+    formant_share: float  # of the clips have their formants moved
+    room_share: float  # of the clips stand in a room
+    eq_db: float  # standard deviation of the microphone's response at each of its points
+    telephone_share: float  # of the clips are cut to 300-3400 Hz
+    notch_share: float  # of the clips lack a band of up to 500 Hz
+    mask_share: float  # SpecAugment: share of frames hidden
+
+
+STRENGTHS = {
+    "strong": Strength((0.86, 1.18), (0.84, 1.19), 1.0, 0.5, 6.0, 0.15, 0.3, 0.12),
+    "light": Strength((0.9, 1.12), (0.92, 1.1), 0.5, 0.25, 3.0, 0.1, 0.1, 0.06),
+}
 
 
 def uniform(low: float, high: float, count: int, device: torch.device) -> Tensor:
@@ -69,9 +82,10 @@ def inside(lengths: Tensor, samples: int) -> Tensor:
     return torch.arange(samples, device=lengths.device) < lengths[:, None]
 
 
-def move_formants(waves: Tensor) -> Tensor:
-    """Stretch each clip's spectral envelope, found by cepstral smoothing, and leave its harmonics where they are."""
-    factors = uniform(*FORMANTS, len(waves), waves.device)
+def move_formants(waves: Tensor, strength: Strength) -> Tensor:
+    """Stretch clips' spectral envelopes, found by cepstral smoothing, and leave their harmonics where they are."""
+    factors = uniform(*strength.formants, len(waves), waves.device)
+    factors = torch.where(torch.rand_like(factors) < strength.formant_share, factors, 1.0)
     window = torch.hann_window(N_FFT, device=waves.device)
     spectrum = torch.stft(waves, N_FFT, HOP, window=window, return_complex=True)  # [clips, bins, frames]
     log_magnitude = (spectrum.abs() + 1e-4).log().transpose(1, 2)  # [clips, frames, bins]
@@ -87,17 +101,17 @@ def move_formants(waves: Tensor) -> Tensor:
     return torch.istft(spectrum * gain, N_FFT, HOP, window=window, length=waves.shape[1])
 
 
-def place(waves: Tensor) -> Tensor:
+def place(waves: Tensor, strength: Strength) -> Tensor:
     """Put each clip into a room and before a microphone: one filter, applied in the frequency domain."""
     clips, samples = waves.shape
     size = samples + int(ROOM_SECONDS * SAMPLE_RATE)
     size += -size % 1024
-    spectrum = torch.fft.rfft(waves, size) * torch.fft.rfft(rooms(clips, waves.device), size)
+    spectrum = torch.fft.rfft(waves, size) * torch.fft.rfft(rooms(clips, strength, waves.device), size)
     frequencies = torch.linspace(0, SAMPLE_RATE / 2, spectrum.shape[1], device=waves.device)
-    return torch.fft.irfft(spectrum * microphones(clips, frequencies), size)[:, :samples]
+    return torch.fft.irfft(spectrum * microphones(clips, strength, frequencies), size)[:, :samples]
 
 
-def rooms(clips: int, device: torch.device) -> Tensor:
+def rooms(clips: int, strength: Strength, device: torch.device) -> Tensor:
     """Impulse responses [clips, samples]: a pulse, then noise that decays exponentially (Moorer 1979)."""
     samples = int(ROOM_SECONDS * SAMPLE_RATE)
     time = torch.arange(samples, device=device) / SAMPLE_RATE
@@ -105,23 +119,23 @@ def rooms(clips: int, device: torch.device) -> Tensor:
     echo = torch.randn(clips, samples, device=device) * torch.exp(-decay[:, None] * time)
     echo[:, : SAMPLE_RATE // 500] = 0  # nothing returns within 2 ms
     echo /= echo.norm(dim=1, keepdim=True) * 10 ** (uniform(*DIRECT, clips, device)[:, None] / 20)
-    echo *= torch.rand(clips, 1, device=device) < ROOM_SHARE
+    echo *= torch.rand(clips, 1, device=device) < strength.room_share
     echo[:, 0] += 1
     return echo
 
 
-def microphones(clips: int, frequencies: Tensor) -> Tensor:
+def microphones(clips: int, strength: Strength, frequencies: Tensor) -> Tensor:
     """Frequency responses [clips, frequencies]: a smooth random curve, for some a telephone's band or a notch."""
     device = frequencies.device
     octaves = (frequencies.clamp(min=60) / 60).log2() / math.log2(SAMPLE_RATE / 2 / 60) * (BANDS - 1)
     low = octaves.long().clamp(max=BANDS - 2)
-    decibels = torch.randn(clips, BANDS, device=device) * EQ_DB
+    decibels = torch.randn(clips, BANDS, device=device) * strength.eq_db
     response = 10 ** (torch.lerp(decibels[:, low], decibels[:, low + 1], octaves - low) / 20)
-    telephone = torch.rand(clips, 1, device=device) < TELEPHONE_SHARE
+    telephone = torch.rand(clips, 1, device=device) < strength.telephone_share
     response = response * torch.where(telephone & ((frequencies < 300) | (frequencies > 3400)), 0.03, 1.0)
     centre = uniform(100, 6000, clips, device)[:, None]
     half = uniform(50, 250, clips, device)[:, None]
-    notch = (torch.rand(clips, 1, device=device) < NOTCH_SHARE) & ((frequencies - centre).abs() < half)
+    notch = (torch.rand(clips, 1, device=device) < strength.notch_share) & ((frequencies - centre).abs() < half)
     return torch.where(notch, 0.03, response)
 
 

@@ -15,7 +15,16 @@ from dqlora.audio import read_audio, to_int16
 from dqlora.text import Vocabulary, spell_out
 from pretrain.voices import SAMPLE_RATE
 
-BUCKETS = (0.15, 0.35, 0.55, 0.75, 0.9, 1.0)  # shares of the clips, from the shortest on, that share one row length
+BUCKETS = (
+    0.15,
+    0.35,
+    0.55,
+    0.75,
+    0.88,
+    0.95,
+    0.985,
+    1.0,
+)  # shares of the clips, from the shortest on, that share one row length
 SLACK = 1.1  # a row's length relative to its longest clip's, so that clips may be slowed down
 MAX_SECONDS = 20.0
 

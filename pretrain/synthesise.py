@@ -15,11 +15,26 @@ from pathlib import Path
 import numpy as np
 
 from dqlora.randomness import generator_for
-from pretrain.voices import SAMPLE_RATE, Voice, synthesise
+from pretrain.voices import SAMPLE_RATE, VOICES, Voice, synthesise
 
-ENGINE_SHARES = {"hibari": 0.55, "flite": 0.30, "espeak": 0.15, "kokoro": 0.75, "piper": 0.25}  # relative, of clips
-FLITE_SHARES = {"slt": 0.3, "rms": 0.3, "awb": 0.25, "kal16": 0.15}
-ESPEAK_VARIANTS = ["", "", "+max", "+max", "+m1", "+m7", "+f2", "+f3", "+Gene", "+klatt2"]  # those Whisper can read
+ENGINE_SHARES = {"hibari": 0.50, "flite": 0.32, "espeak": 0.18, "kokoro": 0.75, "piper": 0.25}  # relative, of clips
+HIBARI_SHARES = {"heart": 0.2, "heart-low": 0.2, "heart-male": 0.2, "heart-child": 0.4}  # of the named half
+FLITE_SHARES = {"slt": 0.25, "rms": 0.35, "awb": 0.25, "kal16": 0.15}
+ESPEAK_VARIANTS = [
+    "",
+    "",
+    "",
+    "+max",
+    "+max",
+    "+max",
+    "+max",
+    "+m1",
+    "+m7",
+    "+f2",
+    "+f3",
+    "+Gene",
+    "+klatt2",
+]  # those Whisper can read
 KOKORO_SPEAKERS = 300
 SPEED = (0.8, 1.25)  # relative to the voice's own
 MAX_SECONDS = 14.0  # of a clip
@@ -29,10 +44,13 @@ def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, flo
     """A voice and, for those that do not bring their own, a pitch."""
     shares = np.array([ENGINE_SHARES[engine] for engine in engines])
     engine = rng.choice(engines, p=shares / shares.sum())
+    if engine == "hibari" and rng.random() < 0.5:
+        name = rng.choice(list(HIBARI_SHARES), p=list(HIBARI_SHARES.values()))
+        return VOICES[name], rng.uniform(0.93, 1.08)
     if engine == "hibari":
         tract = rng.uniform(0.84, 1.22)  # from a child's to a tall man's, the recorded woman's being 1
         pitch = np.exp(-2.4 * (tract - 1) + rng.normal(0, 0.12))  # long tracts go with low voices
-        return Voice("hibari", rng.choice(["us", "us", "us", "gb"]), 2, tract, pitch), 1.0
+        return Voice("hibari", "us", 2, tract, pitch), 1.0
     if engine == "flite":
         return Voice("flite", rng.choice(list(FLITE_SHARES), p=list(FLITE_SHARES.values())), 2), rng.uniform(0.85, 1.18)
     if engine == "espeak":

@@ -1,6 +1,8 @@
-"""Train the mini preset's student from nothing, within a given time, and score it.
+"""Train the mini preset's student within a given time and score it.
 
 python -m pretrain.train --synthetic FOLDER:1 --real FOLDER:8 --test name=PATH --out FOLDER --seconds 450
+
+--init continues from a saved folder, with a fresh optimiser and a shorter warm-up.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
@@ -24,15 +27,14 @@ from pretrain.data import Clips, Speech, read_folder, read_parquet, read_synthet
 
 STUDENT = Path("presets/mini/student")
 SEED = 0
-LEARNING_RATE = 1.5e-3
-WARMUP_SHARE = 0.06  # of the time
+WARMUP_SHARE, WARMUP_SHARE_INIT = 0.06, 0.02  # of the time; the latter with --init
 FINAL_SHARE = 0.01  # of the learning rate, at the end
 WEIGHT_DECAY = 0.02
 BETAS = (0.9, 0.98)
 GRADIENT_CLIP = 1.0
-BATCH_SECONDS = 640  # of audio, padding counted
+BATCH_SECONDS = 480  # of audio, padding counted
 AUX_LAYER, AUX_WEIGHT = 6, 0.3  # CTC read from a middle layer too (Lee and Watanabe 2021)
-MASK_SHARE, MASK_SPAN = 0.12, 9  # SpecAugment: share of frames hidden, in spans of 9 frames (180 ms)
+MASK_SPAN = 9  # SpecAugment: frames hidden in a row (180 ms)
 SAVE_EVERY = 100  # s
 RESERVE = 15  # s of the time kept for saving and scoring
 LOG_EVERY = 50  # steps
@@ -74,7 +76,7 @@ def positions(model: Wav2Vec2ForCTC, hidden: Tensor) -> Tensor:
     return F.gelu(image.permute(0, 2, 3, 1)[:, 0, :frames])
 
 
-def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, masked: bool) -> tuple[Tensor, Tensor, Tensor]:
+def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor, Tensor]:
     """What the model's own forward computes, faster; logits of the last and of the middle layer, and frame counts.
 
     Parameters
@@ -83,14 +85,14 @@ def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, masked: bool)
         float32 [clips, samples], normalised
     lengths
         int64 [clips], in samples
-    masked
-        hide spans of frames, as in training
+    mask_share
+        of the frames are hidden, in spans
     """
     hidden, _ = model.wav2vec2.feature_projection(cnn(model, waves))
     clips, frames, _ = hidden.shape
     counts = model._get_feat_extract_output_lengths(lengths)
-    if masked:
-        mask = augment.mask_spans(clips, frames, MASK_SHARE, MASK_SPAN, waves.device)
+    if mask_share:
+        mask = augment.mask_spans(clips, frames, mask_share, MASK_SPAN, waves.device)
         hidden = torch.where(mask[..., None], model.wav2vec2.masked_spec_embed.to(hidden.dtype), hidden)
     filled = augment.inside(counts, frames)
     hidden = hidden * filled[..., None]
@@ -115,25 +117,27 @@ def ctc(logits: Tensor, counts: Tensor, labels: Tensor, label_counts: Tensor) ->
 
 
 @torch.no_grad()
-def make_batch(speech: Speech, clips: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+def make_batch(speech: Speech, clips: Tensor, samples: int, strength: augment.Strength) -> tuple[Tensor, Tensor]:
     """Augmented, normalised waves [clips, samples] and their lengths."""
     counts = speech.counts[clips]
-    rates = augment.uniform(*augment.RATE, len(clips), counts.device).maximum(counts / samples)
+    rates = augment.uniform(*strength.rate, len(clips), counts.device).maximum(counts / samples)
     waves, lengths = augment.play(speech.audio, speech.starts[clips], counts, rates, samples)
-    waves = augment.place(augment.move_formants(waves))
+    waves = augment.place(augment.move_formants(waves, strength), strength)
     return augment.normalise(waves, lengths), lengths
 
 
-def learning_rate(progress: float) -> float:
-    """Linear warm-up, then a cosine; `progress` is the share of the time that has passed."""
-    if progress < WARMUP_SHARE:
-        return LEARNING_RATE * max(progress / WARMUP_SHARE, 1e-3)
-    cosine = (1 + math.cos(math.pi * min(1.0, (progress - WARMUP_SHARE) / (1 - WARMUP_SHARE)))) / 2
-    return LEARNING_RATE * (FINAL_SHARE + (1 - FINAL_SHARE) * cosine)
+def schedule(progress: float, warmup: float) -> float:
+    """Linear warm-up, then a cosine, relative to the peak; arguments are shares of the time: passed, warm-up."""
+    if progress < warmup:
+        return max(progress / warmup, 1e-3)
+    cosine = (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))) / 2
+    return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
 
 
-def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, out: Path) -> None:
+def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, args: argparse.Namespace) -> None:
     """Train until the deadline (on time.monotonic's clock), saving now and then."""
+    strength = augment.STRENGTHS[args.augment]
+    warmup = WARMUP_SHARE_INIT if args.init else WARMUP_SHARE
     device = speech.audio.device
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
@@ -150,13 +154,13 @@ def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, out: Path) -> 
         clips, samples = batches.pop()
         heard += speech.seconds[clips.numpy()].sum()
         clips = clips.to(device)
-        rate = learning_rate((time.monotonic() - started) / (deadline - started))
+        rate = args.learning_rate * schedule((time.monotonic() - started) / (deadline - started), warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        waves, lengths = make_batch(speech, clips, samples)
+        waves, lengths = make_batch(speech, clips, samples, strength)
         labels, label_counts = speech.labels[clips], speech.label_counts[clips]
         with torch.autocast(device.type, torch.bfloat16):
-            logits, middle, counts = forward(model, waves, lengths, masked=True)
+            logits, middle, counts = forward(model, waves, lengths, strength.mask_share)
         last, aux = ctc(logits, counts, labels, label_counts), ctc(middle, counts, labels, label_counts)
         (last + AUX_WEIGHT * aux).backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
@@ -171,7 +175,7 @@ def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, out: Path) -> 
             print(f"step {step}  epoch {epoch}  {now - started:.0f} s  loss {loss:.3f}  middle {aux_loss:.3f}  "
                   f"lr {rate:.2e}  {heard / (now - started):.0f} audio s/s", flush=True)  # fmt: skip
         if now - saved > SAVE_EVERY or now > deadline:
-            save(model, out)
+            save(model, args.out)
             saved = now
         if now > deadline:
             return
@@ -220,6 +224,9 @@ def main() -> None:
     parser.add_argument("--real", nargs="*", default=[], help="FOLDER:REPEATS, audio folders with metadata.csv")
     parser.add_argument("--test", nargs="+", required=True, help="NAME=PATH, a Parquet file or an audio folder")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--init", type=Path, help="a folder saved before, to continue from")
+    parser.add_argument("--augment", choices=augment.STRENGTHS, default="strong")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="its peak")
     parser.add_argument("--seconds", type=float, required=True, help="wall-clock time for all, loading to scoring")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds - RESERVE
@@ -229,7 +236,11 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # a few fixed shapes
     seed_torch(SEED, "student")
     vocabulary = Vocabulary.load(STUDENT / "vocab.json")
-    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(STUDENT)).to(device)
+    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(STUDENT))
+    if args.init:
+        shards = sorted(args.init.glob("*.safetensors"))
+        model.load_state_dict({name: value for shard in shards for name, value in load_file(shard).items()})
+    model.to(device)
     sources = [(read_synthetic(Path(path)), int(times)) for path, times in (s.split(":") for s in args.synthetic)]
     sources += [(read_folder(Path(path)), int(times)) for path, times in (s.split(":") for s in args.real)]
     speech = Speech(sources, vocabulary, device)
@@ -239,7 +250,7 @@ def main() -> None:
     print(f"{parameters / 1e6:.1f} M parameters, {len(speech.seconds)} clips, {speech.seconds.sum() / 3600:.1f} h, "
           f"{speech.hours():.1f} h an epoch, rows of {np.round(speech.edges, 1)} s", flush=True)  # fmt: skip
 
-    train(model, speech, deadline, args.out)
+    train(model, speech, deadline, args)
     table = score(model, tests, vocabulary, device)
     (args.out / "wer.json").write_text(json.dumps(table, indent=1))
 

@@ -146,10 +146,14 @@ def main() -> None:
         total = sum(weight.numel() for weight in model.parameters())
     run = fingerprint(params, preset.budget, paths.student, paths.noisy, paths.teacher_head, paths.teacher_features)
     checkpoint = paths.checkpoints / f"{run}.safetensors"
-    live = Live(str(paths.metrics / "curves"), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
+    live = (
+        Live(str(paths.metrics / "curves"), save_dvc_exp=False, dvcyaml=None, monitor_system=False)
+        if accelerator.is_main_process
+        else None
+    )
 
     def log(point: dict[str, float]) -> None:
-        if accelerator.is_main_process:
+        if live is not None:
             live.step = int(point["step"])
             for name in ("train_loss", "validation_wer"):
                 if np.isfinite(point[name]):
@@ -170,7 +174,7 @@ def main() -> None:
         accelerator,
         on_point=log,
     )
-    if not accelerator.is_main_process:
+    if live is None:
         return
     with whole_folder(paths.adapter) as folder:
         model.save_pretrained(folder)
