@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from dqlora.audio import SAMPLE_RATE, to_float32
-from dqlora.config import Params, Paths, load_params, load_preset
+from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import run_stage
 from dqlora.scoring import Errors, count_errors, relative_gain, summed
 from dqlora.storage import Packed, whole_folder, write_json
@@ -65,51 +65,40 @@ def teacher_transcribes(folder: Path, clips: list[np.ndarray], language: str, de
     return texts
 
 
-def score(
-    rows: list[dict[str, Any]], params: Params, language: str
-) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """Metrics, and rows of WER by SNR and by noise category for the plots."""
-    conditions = list(dict.fromkeys(row["condition"] for row in rows))
-    metrics: dict[str, Any] = {}
-    by_snr, by_noise = [], []
-    noisy_errors: dict[str, Errors] = {}
-    clean_errors: dict[str, Errors] = {}
-    for system in SYSTEMS:
-        errors = {}
-        for condition in conditions:
-            chosen = [row for row in rows if row["condition"] == condition]
-            errors[condition] = count_errors(
-                [row["reference"] for row in chosen], [row[system] for row in chosen], language
-            )
-        noisy = [errors[condition] for condition in conditions if condition != CLEAN]
-        noisy_errors[system], clean_errors[system] = summed(noisy), errors[CLEAN]
-        metrics[system] = {
-            "clean": {"wer": errors[CLEAN].wer, "cer": errors[CLEAN].cer},
-            "noisy": {
-                "wer": float(np.mean([one.wer for one in noisy])),
-                "cer": float(np.mean([one.cer for one in noisy])),
-            },
-            "snr": {
-                condition.removesuffix(" dB"): {"wer": errors[condition].wer, "cer": errors[condition].cer}
-                for condition in conditions
-                if condition != CLEAN
-            },
-        }
-        by_snr += [{"system": system, "condition": condition, "wer": errors[condition].wer} for condition in conditions]
-        categories = defaultdict(list)
-        for row in rows:
-            if row["condition"] != CLEAN:
-                categories[row["category"]].append(row)
-        for category, chosen in sorted(categories.items()):
-            references = [row["reference"] for row in chosen]
-            category_errors = count_errors(references, [row[system] for row in chosen], language)
-            by_noise.append({"system": system, "category": category, "clips": len(chosen), "wer": category_errors.wer})
-    draws = params.evaluate.bootstrap_draws
-    metrics["gain"] = {
-        "noisy": relative_gain(noisy_errors["base"], noisy_errors["distilled"], draws, params.seed),
-        "clean": relative_gain(clean_errors["base"], clean_errors["distilled"], draws, params.seed),
+def score(rows: list[dict[str, Any]], system: str, language: str) -> dict[str, Errors]:
+    """Errors of one system by condition, its utterances in the same order under each."""
+    chosen: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        chosen[row["condition"]].append(row)
+    return {
+        condition: count_errors([row["reference"] for row in same], [row[system] for row in same], language)
+        for condition, same in chosen.items()
     }
-    return metrics, by_snr, by_noise
+
+
+def metrics_of(errors: dict[str, Errors]) -> dict[str, Any]:
+    """WER and CER of one system: clean, at each SNR, and their mean over the SNRs."""
+    by_snr = {
+        condition.removesuffix(" dB"): {"wer": one.wer, "cer": one.cer}
+        for condition, one in errors.items()
+        if condition != CLEAN
+    }
+    return {
+        "clean": {"wer": errors[CLEAN].wer, "cer": errors[CLEAN].cer},
+        "noisy": {name: float(np.mean([one[name] for one in by_snr.values()])) for name in ("wer", "cer")},
+        "snr": by_snr,
+    }
+
+
+def wer_by(rows: list[dict[str, Any]], key: str, language: str) -> list[dict[str, Any]]:
+    """WER of each system over the noisy clips that share a value of `key`, a row each."""
+    table = []
+    for value in sorted({row[key] for row in rows if key in row}):
+        same = [row for row in rows if row.get(key) == value]
+        references = [row["reference"] for row in same]
+        wers = {name: count_errors(references, [row[name] for row in same], language).wer for name in SYSTEMS}
+        table.append({key: value, "clips": len(same), **wers})
+    return table
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -139,11 +128,18 @@ def main() -> None:
     for row, base, better, teacher in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):
         row |= {"base": base, "distilled": better, "teacher": teacher}
 
-    metrics, by_snr, by_noise = score(rows, params, language)
+    errors = {system: score(rows, system, language) for system in SYSTEMS}
+    noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in SYSTEMS}
+    draws, seed = params.evaluate.bootstrap_draws, params.seed
+    metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in SYSTEMS}
+    metrics["gain"] = {
+        "noisy": relative_gain(noisy["base"], noisy["distilled"], draws, seed),
+        "clean": relative_gain(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
+    }
     metrics |= {"rtf": rtf, "memory_mb": memory["device"] or memory["rss"], "adapter_mb": adapter_mb}
     with whole_folder(paths.metrics / "test") as folder:
-        write_csv(folder / "wer_by_snr.csv", by_snr)
-        write_csv(folder / "wer_by_noise.csv", by_noise)
+        write_csv(folder / "wer_by_snr.csv", wer_by(rows, "snr_db", language))
+        write_csv(folder / "wer_by_noise.csv", wer_by(rows, "category", language))
         with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     write_json(paths.metrics / "evaluate.json", metrics)
