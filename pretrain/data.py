@@ -23,6 +23,7 @@ BUCKETS = (
     0.88,
     0.95,
     0.985,
+    0.995,
     1.0,
 )  # shares of the clips, from the shortest on, that share one row length
 SLACK = 1.1  # a row's length relative to its longest clip's, so that clips may be slowed down
