@@ -62,7 +62,9 @@ class Teacher:
     def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         """Greedy transcripts of clips, float32 [samples] at 16 kHz, at most 30 s."""
         multilingual = (
-            {"language": language, "task": "transcribe"} if self.model.generation_config.is_multilingual else {}
+            {"language": language, "task": "transcribe"}
+            if getattr(self.model.generation_config, "is_multilingual", False)
+            else {}
         )
         tokens = self.model.generate(
             self._log_mel(clips), num_beams=1, do_sample=False, max_new_tokens=200, **multilingual

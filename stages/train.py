@@ -174,6 +174,7 @@ def main() -> None:
         accelerator,
         on_point=log,
     )
+    accelerator.end_training()
     if live is None:
         return
     with whole_folder(paths.adapter) as folder:
