@@ -134,7 +134,7 @@ class Paths:
 
     def __init__(self, preset: str, root: Path = Path()):
         data, models = root / "data" / preset, root / "models" / preset
-        self.preset_folder = root / "presets" / preset
+        self.checksums = root / "presets" / f"{preset}.sha256"  # of what was downloaded; belongs into git
         self.clean = data / "clean"
         self.noise = data / "noise"
         self.noisy = data / "noisy"

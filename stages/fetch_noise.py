@@ -38,12 +38,11 @@ def recorded(noise: Noise, folder: Path, split: str, seed: int, set_aside: SetAs
 
 def source_folder(path: str, paths: Paths) -> Path:
     """The folder of recordings that noise.path names, downloaded first where it is a list of URLs or an archive."""
-    checksums = paths.preset_folder / "noise.sha256"
     if path.endswith(".csv"):
-        download_all(read_url_list(Path(path)), paths.downloads / "noise", checksums)
+        download_all(read_url_list(Path(path)), paths.downloads / "noise", paths.checksums)
         return paths.downloads / "noise"
     if path.startswith(("http://", "https://")):
-        [archive] = download_all([RemoteFile(path.rpartition("/")[2], path)], paths.downloads, checksums)
+        [archive] = download_all([RemoteFile(path.rpartition("/")[2], path)], paths.downloads, paths.checksums)
         with whole_folder(paths.downloads / "noise") as folder:
             extract_archive(archive, folder)
         return paths.downloads / "noise"
