@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,18 @@ def test_gradients_reach_lora_only(student_folder: Path) -> None:
     moved = [weight.grad.abs().max().item() for name, weight in model.named_parameters() if "lora_B" in name]
     assert len(moved) == 2 * 4
     assert min(moved) > 0
+
+
+def test_a_random_models_ctc_loss_is_near_theory(student_folder: Path) -> None:
+    """Nearly uniform outputs: T ln V less the log of the number of alignments, C(T + L, 2L) without repeats."""
+    model = load_student(student_folder, "none", CPU)
+    features = cnn_features(model, CLIPS[0]).clone()[None]
+    frames, labels = features.shape[1], torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        logits = FromFeatures(model)(features, torch.tensor([frames]))
+    found = ctc_loss(logits, torch.tensor([frames]), labels, torch.tensor([20]), 0).item()
+    expected = (frames * math.log(32) - math.log(math.comb(frames + 20, 40))) / 20
+    assert found == pytest.approx(expected, rel=0.05)
 
 
 def test_training_after_evaluating_still_has_gradients(student_folder: Path) -> None:
