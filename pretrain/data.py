@@ -2,6 +2,7 @@
 
 import csv
 import json
+import zlib
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -38,16 +39,24 @@ class Clips:
     samples: list[np.ndarray]
 
 
-def read_synthetic(folder: Path) -> Clips:
-    """The shards that pretrain.synthesise wrote."""
-    clips = Clips([], [])
-    for path in sorted(folder.glob("*.json")):
-        entries = json.loads(path.read_text())
-        audio = np.load(path.with_suffix(".npy"), mmap_mode="r")
-        ends = np.cumsum([entry["samples"] for entry in entries])
-        clips.texts += [entry["text"] for entry in entries]
-        clips.samples += np.split(audio, ends[:-1])
-    return clips
+class Shards:
+    """The shards that pretrain.synthesise writes into a folder, each given once, every `world`-th to one process."""
+
+    def __init__(self, folder: Path, rank: int = 0, world: int = 1):
+        self._folder, self._rank, self._world = folder, rank, world
+        self._read: set[Path] = set()
+
+    def new(self) -> Clips:
+        clips = Clips([], [])
+        for path in sorted(set(self._folder.glob("*.json")) - self._read):
+            self._read.add(path)
+            if zlib.crc32(path.name.encode()) % self._world == self._rank:
+                entries = json.loads(path.read_text())
+                audio = np.load(path.with_suffix(".npy"), mmap_mode="r")
+                ends = np.cumsum([entry["samples"] for entry in entries])
+                clips.texts += [entry["text"] for entry in entries]
+                clips.samples += np.split(audio, ends[:-1])
+        return clips
 
 
 def read_folder(folder: Path) -> Clips:
@@ -78,21 +87,30 @@ class Speech:
     """
 
     def __init__(self, sources: list[tuple[Clips, int]], vocabulary: Vocabulary, device: torch.device):
-        texts = [text for clips, _ in sources for text in clips.texts]
-        samples = [each for clips, _ in sources for each in clips.samples]
-        repeats = np.repeat([repeat for _, repeat in sources], [len(clips.texts) for clips, _ in sources])
-        encoded = [vocabulary.encode(vocabulary.fit(spell_out(text, "en"))) for text in texts]
-        counts = np.array([len(each) for each in samples])
-        self.repeats = np.where(counts <= MAX_SECONDS * SAMPLE_RATE, repeats, 0)
-        self.seconds = counts / SAMPLE_RATE
-        self.audio = torch.empty(counts.sum(), dtype=torch.int16, device=device)
-        for part, each in zip(self.audio.split(counts.tolist()), samples, strict=True):
-            part.copy_(torch.from_numpy(np.array(each)))
-        self.counts = torch.from_numpy(counts).to(device)
-        self.starts = self.counts.cumsum(0) - self.counts
-        self.label_counts = torch.tensor([len(each) for each in encoded], device=device)
-        self.labels = torch.nn.utils.rnn.pad_sequence([torch.tensor(each) for each in encoded], True).to(device)
+        self._vocabulary = vocabulary
+        self.audio = torch.empty(0, dtype=torch.int16, device=device)
+        self.counts = torch.empty(0, dtype=torch.int64, device=device)
+        self._encoded: list[Tensor] = []
+        self.repeats = np.empty(0, int)
+        for clips, repeats in sources:
+            self.add(clips, repeats)
         self.edges = np.quantile(np.repeat(self.seconds, self.repeats), BUCKETS)
+
+    def add(self, clips: Clips, repeats: int) -> None:
+        """More clips, each `repeats` times an epoch. Those longer than the longest row are never drawn."""
+        counts = np.array([len(samples) for samples in clips.samples], int)
+        drawn = np.where(counts <= MAX_SECONDS * SAMPLE_RATE, repeats, 0)
+        self.repeats = np.concatenate([self.repeats, drawn])
+        device = self.audio.device
+        samples = [torch.from_numpy(np.array(each)) for each in clips.samples]
+        self.audio = torch.cat([self.audio, torch.cat(samples).to(device)])
+        self.counts = torch.cat([self.counts, torch.from_numpy(counts).to(device)])
+        self.starts = self.counts.cumsum(0) - self.counts
+        self.seconds = self.counts.cpu().numpy() / SAMPLE_RATE
+        vocabulary = self._vocabulary
+        self._encoded += [torch.tensor(vocabulary.encode(vocabulary.fit(spell_out(t, "en")))) for t in clips.texts]
+        self.label_counts = torch.tensor([len(each) for each in self._encoded], device=device)
+        self.labels = torch.nn.utils.rnn.pad_sequence(self._encoded, True).to(device)
 
     def hours(self) -> float:
         return float((self.seconds * self.repeats).sum() / 3600)
@@ -100,7 +118,7 @@ class Speech:
     def epoch(self, batch_seconds: float, rng: np.random.Generator) -> list[tuple[Tensor, int]]:
         """Batches in random order: clip numbers, int64 [clips], and the row length in samples."""
         clips = np.repeat(np.arange(len(self.repeats)), self.repeats)
-        bucket = np.searchsorted(self.edges, self.seconds[clips] - 1e-6)
+        bucket = np.searchsorted(self.edges, self.seconds[clips] - 1e-6)  # the longest may be one too many
         batches = []
         for number, edge in enumerate(self.edges):
             row_seconds = edge * SLACK

