@@ -1,8 +1,42 @@
 """Batches by seconds of audio, of clips of like length."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from dqlora.randomness import generator_for
+from dqlora.student import pad_features
+
+
+@dataclass(frozen=True)
+class Example:
+    """One noisy utterance as the loop needs it."""
+
+    features: np.ndarray | Tensor  # CNN features, float16 [frames, conv_dim]
+    labels: list[int]
+    text: str
+    teacher: np.ndarray | Tensor | None = None  # logits or features to learn, float16 [frames, width]
+
+
+@dataclass(frozen=True)
+class Batch:
+    features: Tensor  # [batch, longest, conv_dim]
+    frames: Tensor  # int64 [batch]
+    labels: Tensor  # int64 [batch, most labels]
+    label_lengths: Tensor  # int64 [batch]
+    teacher: Tensor | None  # [batch, longest, width]
+
+
+def collate(examples: list[Example], device: torch.device) -> Batch:
+    features, frames = pad_features([example.features for example in examples])
+    labels = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
+    lengths = torch.tensor([len(example.labels) for example in examples])
+    logits = [example.teacher for example in examples if example.teacher is not None]
+    teacher = pad_features(logits)[0].to(device) if logits else None
+    return Batch(features.to(device).float(), frames.to(device), labels.to(device), lengths.to(device), teacher)
 
 
 def bucketed_batches(lengths: list[int], longest: int, seed: int, epoch: int, jitter: float = 0.1) -> list[list[int]]:

@@ -36,6 +36,7 @@ class TeacherHead(Block):
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup_share: Share
     mask_share: Share
+    clock: Annotated[float, Field(ge=0, le=100)]
 
 
 class Student(Block):
@@ -57,7 +58,10 @@ class Lora(Block):
 
 
 class Distill(Block):
+    target: Literal["whisper_letters", "base_letters", "both_letters", "whisper_features", "base_features", "notebook"]
     temperature: Annotated[float, Field(gt=0, le=20)]
+    frames: Literal["all", "letters", "around_letters"]
+    layer: Annotated[int, Field(ge=1, le=48)]
 
 
 class Train(Block):
@@ -97,7 +101,7 @@ class Noise(Block):
 
 
 class Budget(Block):
-    head_steps: Positive
+    head_steps: Annotated[int, Field(ge=0, strict=True)]
     steps: Positive
     batch_seconds: Annotated[float, Field(ge=1)]
     validate_every: Positive
@@ -110,6 +114,7 @@ class Preset(Block):
     noise: Noise
     student: str
     teacher: str
+    teacher_head: str
     budget: Budget
 
 
@@ -142,6 +147,7 @@ class Paths:
         self.teacher_features = data / "teacher"
         self.student = models / "pretrained" / "student"
         self.teacher = models / "pretrained" / "teacher"
+        self.pretrained_head = models / "pretrained" / "teacher_head"  # where the preset starts from one
         self.teacher_head = models / "teacher_head"
         self.adapter = models / "adapter"
         self.checkpoints = models / "checkpoints"

@@ -1,6 +1,6 @@
-"""The loss: CTC + lambda_distill * KL(teacher || student).
+"""The loss: CTC + lambda_distill * distance(teacher, student), the distance a KL unless features are compared.
 
-Both terms are sums over their items, divided by counts that the caller gives: so that a batch spread over several
+All terms are sums over their items, divided by counts that the caller gives: so that a batch spread over several
 processes has the loss that it has on one.
 """
 
@@ -28,7 +28,9 @@ def ctc_loss(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tens
     return (losses / label_lengths).sum()
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, frames: Tensor, temperature: float = 1.0) -> Tensor:
+def kl_divergence(
+    student: Tensor, teacher: Tensor, frames: Tensor, temperature: float = 1.0, kept: Tensor | None = None
+) -> Tensor:
     """KL(teacher || student) in nats, summed over the batch's frames of speech, times temperature squared.
 
     The square keeps the gradient's size when the temperature changes (Hinton et al. 2015).
@@ -39,9 +41,29 @@ def distillation_loss(student: Tensor, teacher: Tensor, frames: Tensor, temperat
         logits [batch, longest, vocabulary], frame by frame at the same time.
     frames
         int64 [batch], how many of each are speech.
+    kept
+        bool [batch, longest]: the frames to count, all of them if not given.
     """
     student_log_probs = F.log_softmax(student.float() / temperature, dim=-1)
     teacher_log_probs = F.log_softmax(teacher.float() / temperature, dim=-1)
     divergence = (teacher_log_probs.exp() * (teacher_log_probs - student_log_probs)).sum(-1)  # [batch, longest]
-    is_speech = torch.arange(student.shape[1], device=student.device) < frames[:, None]
-    return temperature**2 * divergence.masked_fill(~is_speech, 0.0).sum()
+    return temperature**2 * _over_speech(divergence, frames, kept)
+
+
+def feature_distance(student: Tensor, teacher: Tensor, frames: Tensor) -> Tensor:
+    """1 - cosine + smooth L1 between features [batch, longest, width], summed over the batch's frames of speech.
+
+    The teacher's features are brought to zero mean and unit variance, a frame at a time, so that the smooth L1 has a
+    scale.
+    """
+    target = F.layer_norm(teacher.float(), teacher.shape[-1:])
+    cosine = 1 - F.cosine_similarity(student.float(), target, dim=-1)
+    smooth = F.smooth_l1_loss(student.float(), target, reduction="none").mean(-1)
+    return _over_speech(cosine + smooth, frames)
+
+
+def _over_speech(values: Tensor, frames: Tensor, kept: Tensor | None = None) -> Tensor:
+    counted = torch.arange(values.shape[1], device=values.device) < frames[:, None]
+    if kept is not None:
+        counted = counted & kept
+    return values.masked_fill(~counted, 0.0).sum()

@@ -4,6 +4,8 @@ Its CNN stays frozen, so that a clip's CNN features are fixed: they are computed
 everything after them works on padded batches. A padded batch gives the logits that each clip gives alone.
 """
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -133,11 +135,25 @@ def cnn_features(model: nn.Module, samples: np.ndarray) -> Tensor:
 
 
 class FromFeatures(nn.Module):
-    """Everything of the student after its CNN. Wraps a Wav2Vec2ForCTC or a PeftModel of one."""
+    """Everything of the student after its CNN. Wraps a Wav2Vec2ForCTC or a PeftModel of one.
 
-    def __init__(self, model: nn.Module):
+    Attributes
+    ----------
+    hidden
+        [batch, longest, width]: what transformer layer `layer` (from 1) gave in the last call; None without `layer`.
+    """
+
+    def __init__(self, model: nn.Module, layer: int | None = None):
         super().__init__()
+        layers = base_of(model).wav2vec2.encoder.layers
+        if layer is not None and layer > len(layers):
+            raise UserError(f"params.yaml: distill.layer: {layer}: the student has {len(layers)} layers")
         self.model = model
+        self.layer = layer
+        self.hidden: Tensor | None = None
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.hidden = output[0] if isinstance(output, tuple) else output
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         """Logits [batch, longest, vocabulary] of padded CNN features.
@@ -154,11 +170,13 @@ class FromFeatures(nn.Module):
         mask = torch.arange(features.shape[1], device=features.device) < frames[:, None]  # [batch, longest]
         hidden, _ = wav2vec2.feature_projection(features)
         hidden = wav2vec2._mask_hidden_states(hidden, attention_mask=mask)
-        hidden = wav2vec2.encoder(hidden, attention_mask=mask).last_hidden_state
+        tapped = wav2vec2.encoder.layers[(self.layer or 1) - 1]
+        with tapped.register_forward_hook(self._keep) if self.layer else nullcontext():
+            hidden = wav2vec2.encoder(hidden, attention_mask=mask).last_hidden_state
         return base.lm_head(base.dropout(hidden))
 
 
-def pad_features(features: list[Tensor] | list[np.ndarray]) -> tuple[Tensor, Tensor]:
+def pad_features(features: Sequence[Tensor | np.ndarray]) -> tuple[Tensor, Tensor]:
     """Stack [frames, width] arrays into [batch, longest, width], with the frames of each, int64 [batch]."""
     tensors = [torch.from_numpy(np.array(item)) if isinstance(item, np.ndarray) else item for item in features]
     lengths = torch.tensor([len(item) for item in tensors])

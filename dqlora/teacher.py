@@ -1,6 +1,5 @@
-"""The teacher: a frozen Whisper. Its encoder gives features, its decoder transcripts, a head on the encoder letters."""
+"""The teacher: a frozen Whisper. Its encoder gives features, its decoder transcripts."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,14 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
 
 from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE
-from dqlora.config import TeacherHead as HeadSettings
 from dqlora.errors import UserError
-from dqlora.storage import write_json
 from dqlora.student import frame_centre
 
 
@@ -42,7 +38,8 @@ class Teacher:
 
     def _log_mel(self, clips: list[np.ndarray]) -> Tensor:
         """Log-mel spectrogram [clips, 80 or 128, 3000] of clips padded to Whisper's window of 30 s."""
-        inputs = self._extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+        device = str(self.model.device)
+        inputs = self._extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=device).input_features
         return inputs.to(self.model.device, self.model.dtype)
 
     @torch.inference_mode()
@@ -84,69 +81,8 @@ def aligned_frames(student_config: Any, student_frames: int, teacher_frames: int
     return np.minimum(nearest, teacher_frames - 1)
 
 
-class TeacherHead(nn.Module):
-    """Reads the student's letters out of the teacher's features: convolution, transformer layers, linear."""
-
-    def __init__(self, width: int, vocabulary: int, settings: HeadSettings):
-        super().__init__()
-        self.mask_share = settings.mask_share
-        self.norm = nn.LayerNorm(width)
-        self.convolution = nn.Conv1d(width, settings.hidden, kernel_size=5, padding=2)
-        self.dropout = nn.Dropout(settings.dropout)
-        self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                settings.hidden,
-                nhead=4,
-                dim_feedforward=4 * settings.hidden,
-                dropout=settings.dropout,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(settings.layers)
-        )
-        self.letters = nn.Linear(settings.hidden, vocabulary)
-
-    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Logits [batch, longest, vocabulary].
-
-        Parameters
-        ----------
-        features
-            [batch, longest, width], padded.
-        frames
-            int64 [batch], how many of each are speech.
-        """
-        padding = torch.arange(features.shape[1], device=features.device) >= frames[:, None]  # [batch, longest]
-        hidden = self.norm(features).masked_fill(padding[..., None], 0.0)
-        if self.training and self.mask_share:
-            hidden = hidden * _spans_kept(hidden, self.mask_share)
-        hidden = self.convolution(hidden.transpose(1, 2)).transpose(1, 2)
-        hidden = self.dropout(nn.functional.gelu(hidden))
-        for layer in self.layers:
-            hidden = layer(hidden, src_key_padding_mask=padding)
-        return self.letters(hidden)
-
-
-def _spans_kept(hidden: Tensor, share: float, span: int = 10) -> Tensor:
-    """1 where a frame is kept, 0 in masked spans of `span` frames that cover about `share`. [batch, longest, 1]."""
-    starts = (torch.rand(hidden.shape[:2], device=hidden.device) < share / span).float()
-    covered = nn.functional.max_pool1d(nn.functional.pad(starts, (span - 1, 0)), span, stride=1)
-    return 1.0 - covered[..., None]
-
-
-def save_head(head: TeacherHead, settings: HeadSettings, validation_wer: float, folder: Path) -> None:
-    save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / "head.safetensors")
-    shape = {"width": head.norm.normalized_shape[0], "vocabulary": head.letters.out_features}
-    write_json(folder / "config.json", {**shape, "settings": settings.model_dump(), "validation_wer": validation_wer})
-
-
-def load_head(folder: Path, device: torch.device) -> tuple[TeacherHead, float]:
-    """The head that `save_head` wrote, frozen, and its validation WER."""
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        head = TeacherHead(config["width"], config["vocabulary"], HeadSettings(**config["settings"]))
-        head.load_state_dict(load_file(folder / "head.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder}: unreadable teacher head ({error}); run `dvc repro train_teacher_head`") from None
-    return head.requires_grad_(False).eval().to(device), config["validation_wer"]
+def student_frames_at(student_config: Any, student_frames: int, teacher_frames: int) -> np.ndarray:
+    """The student's frame nearest in time to each of the teacher's, int64 [teacher_frames]."""
+    centres = np.array([frame_centre(student_config, frame) for frame in range(student_frames)])
+    times = np.arange(teacher_frames) / FRAMES_PER_SECOND
+    return np.abs(times[:, None] - centres).argmin(axis=1)

@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,33 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dqlora.audio import FRAMES_PER_SECOND
-from dqlora.batching import bucketed_batches, endless_batches
+from dqlora.batching import Example, bucketed_batches, collate, endless_batches
 from dqlora.config import Budget, Train
 from dqlora.errors import UserError
-from dqlora.losses import ctc_loss, distillation_loss
+from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
-from dqlora.student import FromFeatures, pad_features
+from dqlora.student import pad_features
 from dqlora.text import Vocabulary
-
-
-@dataclass(frozen=True)
-class Example:
-    """One noisy utterance as the loop needs it."""
-
-    features: np.ndarray  # CNN features, float16 [frames, conv_dim]
-    labels: list[int]
-    text: str
-    teacher: np.ndarray | None = None  # the teacher's logits at the student's frames, float16 [frames, vocabulary]
-
-
-@dataclass(frozen=True)
-class Batch:
-    features: Tensor  # [batch, longest, conv_dim]
-    frames: Tensor  # int64 [batch]
-    labels: Tensor  # int64 [batch, most labels]
-    label_lengths: Tensor  # int64 [batch]
-    teacher: Tensor | None  # [batch, longest, vocabulary]
 
 
 @dataclass
@@ -61,15 +42,6 @@ class Progress:
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
-def collate(examples: list[Example], device: torch.device) -> Batch:
-    features, frames = pad_features([example.features for example in examples])
-    labels = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
-    lengths = torch.tensor([len(example.labels) for example in examples])
-    logits = [example.teacher for example in examples if example.teacher is not None]
-    teacher = pad_features(logits)[0].to(device) if logits else None
-    return Batch(features.to(device).float(), frames.to(device), labels.to(device), lengths.to(device), teacher)
-
-
 def warmup_cosine(step: int, steps: int, warmup_share: float) -> float:
     """Factor of the learning rate: linear from 0 over the warm-up, then half a cosine to 0."""
     warmup = warmup_share * steps
@@ -79,25 +51,33 @@ def warmup_cosine(step: int, steps: int, warmup_share: float) -> float:
 
 
 @torch.inference_mode()
+def read_batched(
+    model: nn.Module, features: Sequence[Tensor | np.ndarray], vocabulary: Vocabulary, longest: int
+) -> list[str]:
+    """Greedy transcripts of CNN features [frames, conv_dim], batched up to `longest` padded frames."""
+    was_training = model.training
+    model.eval()
+    device = next(model.parameters()).device
+    hypotheses = [""] * len(features)
+    for positions in bucketed_batches([len(one) for one in features], longest, seed=0, epoch=0):
+        padded, frames = pad_features([features[position] for position in positions])
+        symbols = model(padded.to(device).float(), frames.to(device)).argmax(-1).cpu()
+        for position, row, count in zip(positions, symbols, frames.tolist(), strict=True):
+            hypotheses[position] = vocabulary.decode(row[:count].tolist())
+    model.train(was_training)
+    return hypotheses
+
+
 def validation_wer(
     model: nn.Module, examples: list[Example], vocabulary: Vocabulary, language: str, longest: int
 ) -> float:
     """WER of greedy decoding over `examples`, batched up to `longest` padded frames."""
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    hypotheses = [""] * len(examples)
-    for positions in bucketed_batches([len(example.features) for example in examples], longest, seed=0, epoch=0):
-        features, frames = pad_features([examples[position].features for position in positions])
-        symbols = model(features.to(device).float(), frames.to(device)).argmax(-1).cpu()
-        for position, row, count in zip(positions, symbols, frames.tolist(), strict=True):
-            hypotheses[position] = vocabulary.decode(row[:count].tolist())
-    model.train(was_training)
+    hypotheses = read_batched(model, [example.features for example in examples], vocabulary, longest)
     return count_errors([example.text for example in examples], hypotheses, language).wer
 
 
 def train_student(
-    model: nn.Module,
+    objective: Objective,
     training: list[Example],
     validation: list[Example],
     vocabulary: Vocabulary,
@@ -105,24 +85,23 @@ def train_student(
     settings: Train,
     budget: Budget,
     lambda_distill: float,
-    temperature: float,
     seed: int,
     checkpoint: Path,
     accelerator: Accelerator,
     on_point: Callable[[dict[str, float]], None] = lambda point: None,
 ) -> Progress:
-    """Train the trainable weights of `model` in place and leave it with those of the best validation.
+    """Train the trainable weights of `objective` in place and leave it with those of the best validation.
 
     Goes on from `checkpoint` where that exists; the result is the same as without the interruption.
 
     Parameters
     ----------
-    model
-        a Wav2Vec2ForCTC or PeftModel whose trainable parameters require gradients.
+    objective
+        holds the student; what is to be trained requires gradients.
     training, validation
         on several processes the same everywhere: each takes its share of every batch.
     lambda_distill
-        weight of the KL; above 0 every training example needs `teacher`.
+        weight of the distance to the teacher; above 0 every training example needs `teacher`.
     checkpoint
         a safetensors file, written at every validation.
     on_point
@@ -135,14 +114,14 @@ def train_student(
     """
     device = accelerator.device
     longest = round(budget.batch_seconds * FRAMES_PER_SECOND)
-    trainable: dict[str, Tensor] = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    trainable: dict[str, Tensor] = {name: each for name, each in objective.named_parameters() if each.requires_grad}
     optimiser = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
     best = {name: weight.detach().clone() for name, weight in trainable.items()}
     progress = _resume(checkpoint, trainable, best, optimiser) if checkpoint.exists() else Progress()
     if progress.step:
         accelerator.print(f"training goes on from step {progress.step} ({checkpoint})")
     curve = progress.curve
-    wrapped, optimiser = accelerator.prepare(FromFeatures(model), optimiser)
+    wrapped, optimiser = accelerator.prepare(objective, optimiser)
     for point in curve:
         on_point(point)
 
@@ -150,7 +129,7 @@ def train_student(
         """One point of the curve; the main process decides, the others hear of it."""
         wer = 0.0
         if accelerator.is_main_process:
-            wer = validation_wer(accelerator.unwrap_model(wrapped), validation, vocabulary, language, longest)
+            wer = validation_wer(objective.student, validation, vocabulary, language, longest)
         wer = broadcast_object_list([wer])[0]
         progress.validations_without_gain = 0 if wer < progress.best_wer else progress.validations_without_gain + 1
         if wer <= progress.best_wer:  # of equals the one that has seen more
@@ -181,13 +160,8 @@ def train_student(
         factor = warmup_cosine(progress.step, budget.steps, settings.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor
-        with accelerator.autocast():
-            logits = wrapped(batch.features, batch.frames)
-        ctc = ctc_loss(logits, batch.frames, batch.labels, batch.label_lengths, vocabulary.blank) / len(examples)
-        loss = ctc
-        if lambda_distill > 0 and batch.teacher is not None:
-            kl = distillation_loss(logits, batch.teacher, batch.frames, temperature) / all_frames
-            loss = ctc + lambda_distill * kl
+        ctc, distance = wrapped(batch)
+        loss = ctc / len(examples) + lambda_distill * distance / all_frames
         # gradients are averaged over processes, the loss is divided by the whole batch's counts
         accelerator.backward(weight * loss * accelerator.num_processes)
         accelerator.clip_grad_norm_(trainable.values(), settings.gradient_clip)

@@ -1,9 +1,31 @@
-"""Fetch the pretrained models: models/<preset>/pretrained/{student,teacher}, as safetensors folders."""
+"""Fetch the pretrained models: models/<preset>/pretrained/{student,teacher,teacher_head}, as safetensors folders."""
+
+import shutil
+from pathlib import Path
+
+import torch
 
 from dqlora.config import Paths, load_params, load_preset
-from dqlora.errors import run_stage
+from dqlora.errors import UserError, run_stage
 from dqlora.pretrained import fetch_student, fetch_teacher
 from dqlora.storage import whole_folder
+from dqlora.teacher_head import load_head
+
+
+def fetch_teacher_head(source: Path, output: Path) -> None:
+    """Copy a head that an earlier run or pretrain.head left.
+
+    Raises
+    ------
+    UserError
+        if the folder holds none.
+    """
+    if not source.is_dir():
+        raise UserError(f"teacher_head: {source}: no such folder; give that of a trained head, or `scratch`")
+    load_head(source, torch.device("cpu"))
+    output.mkdir()
+    for name in ("config.json", "head.safetensors"):
+        shutil.copyfile(source / name, output / name)
 
 
 def main() -> None:
@@ -15,6 +37,8 @@ def main() -> None:
             (folder / role).mkdir()
         fetch_student(preset.student, folder / "student", params.seed)
         fetch_teacher(preset.teacher, folder / "teacher")
+        if preset.teacher_head != "scratch":
+            fetch_teacher_head(Path(preset.teacher_head), folder / "teacher_head")
 
 
 if __name__ == "__main__":

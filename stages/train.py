@@ -6,6 +6,7 @@ On several GPUs: accelerate launch --num_processes 2 -m stages.train
 import hashlib
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +15,18 @@ from dvclive import Live
 from tqdm import tqdm
 
 from dqlora.audio import to_float32
+from dqlora.batching import Example
 from dqlora.config import Params, Paths, Preset, load_params, load_preset
+from dqlora.distillation import OF_WHISPER, Targets
 from dqlora.errors import SetAside, UserError, run_stage
+from dqlora.objective import Objective
+from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder, write_json
-from dqlora.student import add_lora, base_of, cnn_features, load_student, transcribe
-from dqlora.teacher import aligned_frames, load_head
+from dqlora.student import FromFeatures, add_lora, base_of, cnn_features, load_student, transcribe
+from dqlora.teacher_head import load_head
 from dqlora.text import Vocabulary, frames_needed
-from dqlora.training import Example, peak_memory_mb, train_student
+from dqlora.training import peak_memory_mb, train_student
 
 
 def fingerprint(*parts: object) -> str:
@@ -58,27 +63,39 @@ def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> Path:
     return folder
 
 
-@torch.inference_mode()
-def teacher_logits(
-    paths: Paths, params: Params, student_config: object, cnn: Packed, device: torch.device
+def distillation_targets(
+    model: torch.nn.Module, paths: Paths, params: Params, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """The teacher's logits at the student's frames of each training clip, float16 [frames, vocabulary]."""
-    head, _ = load_head(paths.teacher_head, device)
-    noisy, features = Packed(paths.noisy / "train"), Packed(paths.teacher_features / "train")
-    read: dict[str, np.ndarray] = {}  # by what the teacher heard: one utterance serves all its mixtures
-    logits = {}
-    for item in tqdm(noisy.items, "teacher head reads", unit=" clips"):
-        heard = item["utterance"] if params.teacher_input == "clean" else item["id"]
-        if heard not in read:
-            rows = torch.from_numpy(features[heard].astype(np.float32)).to(device)
-            read[heard] = head(rows[None], torch.tensor([len(rows)], device=device))[0].half().cpu().numpy()
-        nearest = aligned_frames(student_config, len(cnn[item["id"]]), len(read[heard]))
-        logits[item["id"]] = read[heard][nearest]
-    return logits
+    """What the student is to learn at each frame of each training clip, float16 [frames, width].
+
+    An utterance's target is made once, on the clean speech, and serves all its mixtures; only a teacher that hears the
+    mixture has another for each.
+    """
+    settings = params.distill
+    base = FromFeatures(model, settings.layer if settings.target == "base_features" else None)
+    heard = Packed(paths.teacher_features / "train") if settings.target in OF_WHISPER else None
+    head: torch.nn.Module | None = None
+    if settings.target in ("whisper_letters", "both_letters"):
+        head = load_head(paths.teacher_head, device)[0]
+    elif settings.target == "notebook" and heard is not None:
+        seed_torch(params.seed, "notebook")
+        head = torch.nn.Linear(heard.values.shape[1], model.config.vocab_size).to(device)
+    make = Targets(settings, base, head)
+    clean, noisy = Packed(paths.clean / "train"), Packed(paths.noisy / "train")
+    made: dict[str, np.ndarray] = {}
+    targets = {}
+    for item in tqdm(noisy.items, "distillation targets", unit=" clips"):
+        name = item["id"] if params.teacher_input == "noisy" else item["utterance"]
+        if name not in made:
+            cnn = cnn_features(model, to_float32(clean[item["utterance"]]))
+            rows = torch.from_numpy(np.array(heard[name])).to(device) if heard is not None else None
+            made[name] = make(cnn, rows)
+        targets[item["id"]] = made[name]
+    return targets
 
 
 def load_examples(
-    paths: Paths, split: str, cnn: Packed, vocabulary: Vocabulary, teacher: dict[str, np.ndarray], set_aside: SetAside
+    paths: Paths, split: str, cnn: Packed, vocabulary: Vocabulary, targets: dict[str, np.ndarray], set_aside: SetAside
 ) -> list[Example]:
     """One example a noisy clip; texts that do not fit their frames are set aside, never cut."""
     clean = Packed(paths.clean / split)
@@ -90,10 +107,22 @@ def load_examples(
         if frames_needed(labels) > len(features):
             set_aside.add(split, item["id"], "more letters than frames")
             continue
-        examples.append(Example(features, labels, text, teacher.get(item["id"])))
+        examples.append(Example(features, labels, text, targets.get(item["id"])))
     if not examples:
         raise UserError(f"{paths.noisy / split}: every transcript has more letters than its audio has frames")
     return examples
+
+
+def adapt(model: Any, params: Params) -> Any:
+    """The student with what is to be trained of it: LoRA adapters, or every weight but the CNN's."""
+    model.config.apply_spec_augment = params.train.mask_time_prob > 0
+    model.config.mask_time_prob = params.train.mask_time_prob
+    if params.student.adapt == "lora":
+        return add_lora(model, params.lora, params.seed)
+    model.requires_grad_(True)
+    model.freeze_feature_encoder()
+    model.wav2vec2.masked_spec_embed.requires_grad_(False)
+    return model
 
 
 def warn_of_weak_teacher(model: torch.nn.Module, vocabulary: Vocabulary, paths: Paths, preset: Preset) -> None:
@@ -124,26 +153,22 @@ def main() -> None:
         cnn_folder = cache_cnn_features(model, paths)
     cnn = {split: Packed(cnn_folder / split) for split in ("train", "validation")}
 
-    teacher: dict[str, np.ndarray] = {}
+    targets: dict[str, np.ndarray] = {}
     if params.lambda_distill > 0:
-        if accelerator.is_main_process and params.teacher_input == "clean":
+        whispers = params.distill.target in ("whisper_letters", "both_letters")
+        if accelerator.is_main_process and params.teacher_input == "clean" and whispers:
             warn_of_weak_teacher(model, vocabulary, paths, preset)
-        teacher = teacher_logits(paths, params, model.config, cnn["train"], accelerator.device)
+        targets = distillation_targets(model, paths, params, accelerator.device)
     set_aside = SetAside()
-    training = load_examples(paths, "train", cnn["train"], vocabulary, teacher, set_aside)
+    training = load_examples(paths, "train", cnn["train"], vocabulary, targets, set_aside)
     validation = load_examples(paths, "validation", cnn["validation"], vocabulary, {}, set_aside)
 
-    model.config.apply_spec_augment = params.train.mask_time_prob > 0
-    model.config.mask_time_prob = params.train.mask_time_prob
-    if params.student.adapt == "lora":
-        model = add_lora(model, params.lora, params.seed)
-        trainable, total = model.get_nb_trainable_parameters()
-    else:
-        model.requires_grad_(True)
-        model.freeze_feature_encoder()
-        model.wav2vec2.masked_spec_embed.requires_grad_(False)
-        trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-        total = sum(weight.numel() for weight in model.parameters())
+    model = adapt(model, params)
+    trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    total = model.num_parameters()
+    width = next((target.shape[1] for target in targets.values()), None)
+    seed_torch(params.seed, "objective")
+    objective = Objective(model, vocabulary.blank, params.distill, width)
     run = fingerprint(params, preset.budget, paths.student, paths.noisy, paths.teacher_head, paths.teacher_features)
     checkpoint = paths.checkpoints / f"{run}.safetensors"
     live = (
@@ -160,7 +185,7 @@ def main() -> None:
                     live.log_metric(name, point[name])
 
     progress = train_student(
-        model,
+        objective,
         training,
         validation,
         vocabulary,
@@ -168,7 +193,6 @@ def main() -> None:
         params.train,
         preset.budget,
         params.lambda_distill,
-        params.distill.temperature,
         params.seed,
         checkpoint,
         accelerator,

@@ -15,10 +15,12 @@ import json, sys
 import numpy as np, torch
 from pathlib import Path
 from accelerate import Accelerator
-from dqlora.config import Budget, Lora, Train
+from dqlora.batching import Example
+from dqlora.config import Budget, Distill, Lora, Train
+from dqlora.objective import Objective
 from dqlora.student import add_lora, cnn_features, load_student
 from dqlora.text import Vocabulary
-from dqlora.training import Example, train_student
+from dqlora.training import train_student
 
 torch.set_num_threads(1)
 folder, out = Path(sys.argv[1]), Path(sys.argv[2])
@@ -40,11 +42,12 @@ for module in model.modules():
         module.p = 0.0
     if hasattr(module, "dropout") and isinstance(module.dropout, float):
         module.dropout = 0.0
+distill = Distill(target="whisper_letters", temperature=1.0, frames="all", layer=1)
 progress = train_student(
-    model, examples, examples, vocabulary, "en",
+    Objective(model, vocabulary.blank, distill), examples, examples, vocabulary, "en",
     Train(learning_rate=1e-2, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, mask_time_prob=0.0, patience=99),
     Budget(head_steps=1, steps=6, batch_seconds=3, validate_every=1),
-    lambda_distill=0.5, temperature=1.0, seed=0, checkpoint=out.with_suffix(".safetensors"), accelerator=accelerator,
+    lambda_distill=0.5, seed=0, checkpoint=out.with_suffix(".safetensors"), accelerator=accelerator,
 )
 if accelerator.is_main_process:
     out.write_text(json.dumps([point["train_loss"] for point in progress.curve[1:]]))

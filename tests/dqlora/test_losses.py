@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from dqlora.losses import ctc_loss, distillation_loss
+from dqlora.losses import ctc_loss, kl_divergence
 from dqlora.text import frames_needed
 
 
@@ -55,13 +55,13 @@ def test_the_loss_equals_a_slow_float64_reference(seed: int) -> None:
             student = log_softmax(logits[row, : frames[row]].double().numpy() / temperature)
             target = log_softmax(teacher[row, : frames[row]].double().numpy() / temperature)
             expected_kl += temperature**2 * float((np.exp(target) * (target - student)).sum())
-        found = distillation_loss(logits, teacher, frames, temperature).item()
+        found = kl_divergence(logits, teacher, frames, temperature).item()
         assert found == pytest.approx(expected_kl, rel=1e-5)
 
 
 def test_the_kl_of_a_distribution_to_itself_is_zero() -> None:
     logits, _, frames, _, _ = random_batch(0)
-    assert distillation_loss(logits, logits, frames).item() == pytest.approx(0.0, abs=1e-5)
+    assert kl_divergence(logits, logits, frames).item() == pytest.approx(0.0, abs=1e-5)
 
 
 def test_padding_has_no_influence() -> None:
@@ -69,7 +69,7 @@ def test_padding_has_no_influence() -> None:
     spoilt, spoilt_teacher = logits.clone(), teacher.clone()
     spoilt[1, 31:], spoilt_teacher[1, 31:], spoilt[2, 17:] = 1e4, -1e4, -77.0
     assert torch.equal(ctc_loss(logits, frames, labels, lengths, 0), ctc_loss(spoilt, frames, labels, lengths, 0))
-    assert torch.equal(distillation_loss(logits, teacher, frames), distillation_loss(spoilt, spoilt_teacher, frames))
+    assert torch.equal(kl_divergence(logits, teacher, frames), kl_divergence(spoilt, spoilt_teacher, frames))
 
 
 def test_ctc_of_uniform_logits_is_the_count_of_alignments() -> None:

@@ -10,11 +10,14 @@ from dqlora.config import TeacherHead as HeadSettings
 from dqlora.errors import UserError
 from dqlora.losses import ctc_loss
 from dqlora.student import load_student
-from dqlora.teacher import Teacher, TeacherHead, aligned_frames, load_head, save_head
+from dqlora.teacher import Teacher, aligned_frames
+from dqlora.teacher_head import TeacherHead, load_head, save_head
 from tests.conftest import tone
 
 CPU = torch.device("cpu")
-SETTINGS = HeadSettings(hidden=32, layers=1, dropout=0.1, learning_rate=1e-3, warmup_share=0.1, mask_share=0.2)
+SETTINGS = HeadSettings(
+    hidden=32, layers=1, dropout=0.1, learning_rate=1e-3, warmup_share=0.1, mask_share=0.2, clock=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +93,7 @@ def test_gradients_reach_the_whole_head() -> None:
 
 
 def test_masks_cover_the_share_asked_for() -> None:
-    from dqlora.teacher import _spans_kept
+    from dqlora.teacher_head import _spans_kept
 
     torch.manual_seed(0)
     kept = _spans_kept(torch.zeros(200, 500, 1), share=0.1)
@@ -99,7 +102,7 @@ def test_masks_cover_the_share_asked_for() -> None:
 
 def test_the_head_comes_back_as_it_was(tmp_path: Path) -> None:
     head = TeacherHead(24, 32, SETTINGS).eval()
-    save_head(head, SETTINGS, 0.25, tmp_path)
+    save_head(head, 0.25, tmp_path)
     again, wer = load_head(tmp_path, CPU)
     features, frames = torch.randn(1, 20, 24), torch.tensor([20])
     assert wer == 0.25

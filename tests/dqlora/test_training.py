@@ -6,11 +6,13 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from dqlora.config import Budget, Lora, Train
+from dqlora.batching import Example, collate
+from dqlora.config import Budget, Distill, Lora, Train
 from dqlora.errors import UserError
+from dqlora.objective import Objective
 from dqlora.student import add_lora, cnn_features, load_student
 from dqlora.text import Vocabulary
-from dqlora.training import Example, Progress, collate, train_student, validation_wer, warmup_cosine
+from dqlora.training import Progress, train_student, validation_wer, warmup_cosine
 from tests.conftest import tone
 
 CPU = torch.device("cpu")
@@ -18,6 +20,7 @@ LORA = Lora(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "k_proj", "v_pr
 TRAIN = Train(
     learning_rate=3e-3, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, mask_time_prob=0.05, patience=99
 )
+DISTILL = Distill(target="whisper_letters", temperature=1.0, frames="all", layer=1)
 BUDGET = Budget(head_steps=1, steps=6, batch_seconds=4, validate_every=2)
 TEXTS = ["HELLO", "GOOD DAY", "YES", "ALL IS WELL"]
 
@@ -38,8 +41,9 @@ def train(
     model: torch.nn.Module, examples: list[Example], vocabulary: Vocabulary, checkpoint: Path, **changes: object
 ) -> Progress:
     settings = {"settings": TRAIN, "budget": BUDGET, "lambda_distill": 0.5, **changes}
+    objective = Objective(model, vocabulary.blank, DISTILL)
     return train_student(
-        model, examples, examples, vocabulary, "en", temperature=1.0, seed=0, checkpoint=checkpoint,
+        objective, examples, examples, vocabulary, "en", seed=0, checkpoint=checkpoint,
         accelerator=Accelerator(cpu=True), **settings,
     )  # fmt: skip
 
