@@ -1,0 +1,115 @@
+"""Train the head that the mini preset starts from: it reads letters out of Whisper's features of clean speech.
+
+python -m pretrain.head --synthetic FOLDER:1 --real FOLDER:4 --test name=PATH --teacher FOLDER --out FOLDER --steps 4000
+
+--teacher is a Whisper folder, as the stage fetch_models leaves it under models/mini/pretrained/teacher.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from dqlora.batching import Example
+from dqlora.config import load_params
+from dqlora.randomness import seed_torch
+from dqlora.scoring import count_errors
+from dqlora.student import load_student, normalise_audio
+from dqlora.teacher import Teacher, student_frames_at
+from dqlora.teacher_head import TeacherHead, read, save_head, train_head
+from dqlora.text import Vocabulary, frames_needed, spell_out
+from pretrain.data import Clips, Shards, read_folder, read_parquet
+from pretrain.train import STUDENT
+
+SEED = 0
+CLIPS_AT_ONCE = 64
+BATCH_SECONDS = 480  # of audio, padding counted
+
+
+def encode(teacher: Teacher, samples: list[np.ndarray]) -> list[Tensor]:
+    """The teacher's features of each clip, float16 [frames, width], on its device."""
+    features = []
+    for start in tqdm(range(0, len(samples), CLIPS_AT_ONCE), "teacher", unit=" batches", mininterval=5):
+        clips = [np.asarray(clip, np.float32) / 32768 for clip in samples[start : start + CLIPS_AT_ONCE]]
+        features += [torch.from_numpy(rows).to(teacher.model.device) for rows in teacher.encode(clips)]
+    return features
+
+
+@torch.inference_mode()
+def clock_targets(samples: list[np.ndarray], frames: list[int], device: torch.device) -> list[Tensor]:
+    """The student's logits on each clip, float16, at the teacher's frames."""
+    model = load_student(STUDENT, "none", device)
+    targets: list[Tensor] = [torch.empty(0)] * len(samples)
+    order = sorted(range(len(samples)), key=lambda number: len(samples[number]))
+    for start in tqdm(range(0, len(order), CLIPS_AT_ONCE), "student", unit=" batches", mininterval=5):
+        batch = order[start : start + CLIPS_AT_ONCE]
+        clips = [torch.from_numpy(normalise_audio(np.asarray(samples[number], np.float32) / 32768)) for number in batch]
+        lengths = torch.tensor([len(clip) for clip in clips])
+        waves = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True).to(device)
+        mask = (torch.arange(waves.shape[1]) < lengths[:, None]).long().to(device)
+        logits = model(waves, attention_mask=mask).logits
+        counts = model._get_feat_extract_output_lengths(lengths)
+        for number, rows, count in zip(batch, logits, counts.tolist(), strict=True):
+            nearest = student_frames_at(model.config, count, frames[number])
+            targets[number] = rows[torch.from_numpy(nearest).to(device)].half()
+    return targets
+
+
+def examples(clips: Clips, teacher: Teacher, vocabulary: Vocabulary, with_targets: bool) -> list[Example]:
+    features = encode(teacher, clips.samples)
+    targets: list[Tensor | None] = [None] * len(features)
+    if with_targets:
+        targets = list(clock_targets(clips.samples, [len(rows) for rows in features], teacher.model.device))
+    texts = [vocabulary.fit(spell_out(text, "en")) for text in clips.texts]
+    made = [
+        Example(rows, vocabulary.encode(text), text, target)
+        for rows, text, target in zip(features, texts, targets, strict=True)
+    ]
+    return [example for example in made if frames_needed(example.labels) <= len(example.features)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--synthetic", nargs="+", required=True, help="FOLDER:REPEATS, folders of pretrain.synthesise")
+    parser.add_argument("--real", nargs="*", default=[], help="FOLDER:REPEATS, audio folders with metadata.csv")
+    parser.add_argument("--test", nargs="+", required=True, help="NAME=PATH, a Parquet file or an audio folder")
+    parser.add_argument("--teacher", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    args = parser.parse_args()
+
+    torch.set_float32_matmul_precision("high")
+    settings = load_params().teacher_head
+    vocabulary = Vocabulary.load(STUDENT / "vocab.json")
+    teacher = Teacher(args.teacher, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    training: list[Example] = []
+    for path, repeats in (source.split(":") for source in args.synthetic):
+        training += examples(Shards(Path(path)).new(), teacher, vocabulary, True) * int(repeats)
+    for path, repeats in (source.split(":") for source in args.real):
+        training += examples(read_folder(Path(path)), teacher, vocabulary, True) * int(repeats)
+    print(f"{len(training)} clips, {sum(len(example.features) for example in training) / 50 / 3600:.1f} h", flush=True)
+
+    seed_torch(SEED, "head")
+    head = TeacherHead(teacher.width, len(vocabulary), settings).to(teacher.model.device)
+    train_head(head, training, vocabulary.blank, settings, args.steps, BATCH_SECONDS, SEED)
+    print("| test | clips | WER % | CER % |\n| --- | --- | --- | --- |")
+    table = {}
+    for name, path in ((name, Path(path)) for name, path in (test.split("=") for test in args.test)):
+        tests = examples(read_folder(path) if path.is_dir() else read_parquet(path), teacher, vocabulary, False)
+        errors = count_errors([example.text for example in tests], read(head, tests, vocabulary), "en")
+        table[name] = {"wer": errors.wer, "cer": errors.cer}
+        print(f"| {name} | {len(tests)} | {100 * errors.wer:.1f} | {100 * errors.cer:.1f} |", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_head(head, next(iter(table.values()))["wer"], args.out)  # the first test should be validation speech
+    weights = args.out / "head.safetensors"
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+    (args.out / "wer.json").write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""Train every variant from the same base on the same clips, and note its errors on the same test clips.
+
+python -m study.run --steps 350 --finalist-steps 1000 --seed 0 --seed 1 --seed 2
+
+Reads what the stages up to train_teacher_head left for the preset. Each run is one line of results.jsonl; those that
+stand there already are not made again. `python -m study.table` reads them.
+"""
+
+import functools
+import itertools
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from dqlora.audio import FRAMES_PER_SECOND, to_float32
+from dqlora.batching import Example
+from dqlora.config import Budget, Params, Paths, load_params, load_preset
+from dqlora.errors import UserError, run_stage
+from dqlora.objective import Objective
+from dqlora.randomness import seed_torch
+from dqlora.scoring import count_errors
+from dqlora.storage import Packed, PackedWriter, whole_folder
+from dqlora.student import base_of, cnn_features, load_student
+from dqlora.text import Vocabulary, frames_needed
+from dqlora.training import read_batched, train_student
+from stages.evaluate import test_clips
+from stages.train import adapt, distillation_targets
+from study.variants import COMMON, FINALISTS, VARIANTS, Variant
+
+BASE = "base, unadapted"
+RESULTS = Path("metrics/study/results.jsonl")
+VALIDATIONS = 5  # a run; it keeps the weights of the best
+Job = tuple[str, int, int]  # variant, steps, seed
+
+
+def changed(params: Params, variant: Variant, seed: int) -> Params:
+    """params.yaml with what every variant changes, then this one's, then the seed."""
+    values = params.model_dump()
+    for name, value in {**COMMON, **variant, "seed": seed}.items():
+        *blocks, last = name.split(".")
+        functools.reduce(dict.__getitem__, blocks, values)[last] = value
+    return Params.model_validate(values)
+
+
+def cache_features(paths: Paths, device: torch.device) -> Path:
+    """CNN features of every clip that the study trains and tests on, and the test rows: <data>/study_features."""
+    folder = paths.clean.parent / "study_features"
+    if folder.exists():
+        return folder
+    model = load_student(paths.student, "none", device)
+    width = base_of(model).config.conv_dim[-1]
+    rows, clips = test_clips(paths)
+    with whole_folder(folder) as temporary:
+        for split in ("train", "validation"):
+            noisy = Packed(paths.noisy / split)
+            with PackedWriter(temporary / split, "float16", width) as out:
+                for item in tqdm(noisy.items, split):
+                    features = cnn_features(model, to_float32(noisy[item["id"]]))
+                    out.append(features.cpu().numpy(), id=item["id"], utterance=item["utterance"])
+        with PackedWriter(temporary / "test", "float16", width) as out:
+            for number, (row, clip) in enumerate(zip(rows, clips, strict=True)):
+                out.append(
+                    cnn_features(model, to_float32(clip)).cpu().numpy(), **row | {"test": row["id"], "id": number}
+                )
+    return folder
+
+
+class Runner:
+    """One process that trains variants one after another; the clips' features stay on its device."""
+
+    def __init__(self, preset: str):
+        self.params = load_params().model_copy(update={"preset": preset})
+        self.preset, self.paths = load_preset(preset), Paths(preset)
+        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.device = self.accelerator.device
+        self.vocabulary = Vocabulary.load(self.paths.student / "vocab.json")
+        self.targets: dict[str, dict[str, np.ndarray]] = {}
+        folder = cache_features(self.paths, self.device)
+        self.features = {split: Packed(folder / split) for split in ("train", "validation", "test")}
+        self.on_device = {
+            split: [torch.from_numpy(np.array(packed[item["id"]])).to(self.device) for item in packed.items]
+            for split, packed in self.features.items()
+        }
+
+    def examples(self, split: str, targets: dict[str, np.ndarray]) -> list[Example]:
+        clean = Packed(self.paths.clean / split)
+        made = []
+        for item, features in zip(self.features[split].items, self.on_device[split], strict=True):
+            text = clean.item(item["utterance"])["text"]
+            labels = self.vocabulary.encode(text)
+            target = targets.get(item["id"])
+            teacher = None if target is None else torch.from_numpy(target).to(self.device)
+            if frames_needed(labels) <= len(features):
+                made.append(Example(features, labels, text, teacher))
+        return made
+
+    def score(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Word edits and words of each test clip, by corpus and condition, utterances in the same order."""
+        longest = round(self.preset.budget.batch_seconds * FRAMES_PER_SECOND)
+        texts = read_batched(model, self.on_device["test"], self.vocabulary, longest)
+        errors = count_errors([item["reference"] for item in self.features["test"].items], texts, "en")
+        table: dict[str, dict[str, list[list[int]]]] = {}
+        for item, edits, words in zip(self.features["test"].items, errors.word_edits, errors.words, strict=True):
+            corpus = item["test"].partition("-")[0]
+            table.setdefault(corpus, {}).setdefault(item["condition"], []).append([int(edits), int(words)])
+        return table
+
+    def run(self, job: Job) -> dict[str, Any]:
+        name, steps, seed = job
+        started = time.perf_counter()
+        params = changed(self.params, VARIANTS.get(name, {}), seed)
+        model = load_student(self.paths.student, params.student.quantize, self.device)
+        result: dict[str, Any] = {"variant": name, "steps": steps, "seed": seed}
+        if name == BASE:
+            objective = Objective(model, self.vocabulary.blank, params.distill)
+            return result | {"errors": self.score(objective.student)}
+        key = repr((params.distill.target, params.distill.layer, params.student.quantize))
+        if params.lambda_distill and key not in self.targets:
+            self.targets[key] = distillation_targets(model, self.paths, params, self.device)
+        targets = self.targets[key] if params.lambda_distill else {}
+        model = adapt(model, params)
+        seed_torch(seed, "objective")
+        width = next((target.shape[1] for target in targets.values()), None)
+        objective = Objective(model, self.vocabulary.blank, params.distill, width)
+        budget = Budget(
+            head_steps=0,
+            steps=steps,
+            batch_seconds=self.preset.budget.batch_seconds,
+            validate_every=steps // VALIDATIONS,
+        )
+        with tempfile.TemporaryDirectory() as temporary:
+            progress = train_student(
+                objective,
+                self.examples("train", targets),
+                self.examples("validation", {}),
+                self.vocabulary,
+                self.preset.speech.language,
+                params.train,
+                budget,
+                params.lambda_distill,
+                seed,
+                Path(temporary) / "state.safetensors",
+                self.accelerator,
+            )
+        result |= {"best_step": progress.best_step, "curve": progress.curve, "seconds": time.perf_counter() - started}
+        result["trainable"] = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
+        return result | {"errors": self.score(objective.student)}
+
+
+_runner: Runner
+
+
+def _start(preset: str, processes: int, counter: Any) -> None:
+    """Spread the processes over the GPUs and the cores."""
+    global _runner
+    with counter.get_lock():
+        number, counter.value = counter.value, counter.value + 1
+    gpus = int(os.environ["STUDY_GPUS"])
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    _runner = Runner(preset)
+
+
+def _run(job: Job) -> dict[str, Any]:
+    return _runner.run(job)
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    """Whether one of the patterns is a variant's whole name, this one's, or else part of it."""
+    return any(pattern == name or (pattern not in VARIANTS and pattern in name) for pattern in patterns)
+
+
+def main(
+    seed: Annotated[list[int], typer.Option(help="Seeds: one run of each variant for each.")],
+    steps: Annotated[list[int] | None, typer.Option(help="Budgets: optimiser steps of every variant's run.")] = None,
+    finalist_steps: Annotated[list[int] | None, typer.Option(help="More budgets, of the finalists alone.")] = None,
+    preset: Annotated[str, typer.Option(help="Whose artifacts to train on.")] = "study",
+    only: Annotated[list[str] | None, typer.Option(help="Variants of this name, or whose name holds it.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Not these, likewise.")] = None,
+    results: Annotated[Path, typer.Option(help="Where to note the runs.")] = RESULTS,
+    processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+) -> None:
+    names = [name for name in VARIANTS if _matches(name, only or [""]) and not _matches(name, skip or [])]
+    if not names:
+        raise UserError(f"--only, --skip: no variant is left; they are: {'; '.join(VARIANTS)}")
+    if not steps and not finalist_steps:
+        raise UserError("nothing to run: give --steps, --finalist-steps or both")
+    jobs: list[Job] = [(BASE, 0, 0)]
+    jobs += [(name, budget, number) for budget, number, name in itertools.product(steps or [], seed, names)]
+    finalists = [name for name in FINALISTS if name in names]
+    jobs += [
+        (name, budget, number) for budget, number, name in itertools.product(finalist_steps or [], seed, finalists)
+    ]
+    results.parent.mkdir(parents=True, exist_ok=True)
+    results.touch()
+    rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    done = {(row["variant"], row["steps"], row["seed"]) for row in rows}
+    jobs = [job for job in jobs if job not in done]
+    cache_features(Paths(preset), torch.device("cpu" if not torch.cuda.is_available() else "cuda"))
+    os.environ["STUDY_GPUS"] = str(torch.cuda.device_count())
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Pool(processes, _start, (preset, processes, context.Value("i", 0))) as pool,
+        results.open("a", encoding="utf-8") as file,
+    ):
+        for row in tqdm(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" run"):
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+
+if __name__ == "__main__":
+    run_stage(lambda: typer.run(main))

@@ -1,0 +1,69 @@
+"""What is compared. A variant is a name and what it changes of params.yaml, as `dvc exp run -S` would."""
+
+from typing import Any
+
+Variant = dict[str, Any]
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+ALL_LINEAR = [*ATTENTION, "intermediate_dense", "output_dense"]
+
+# every variant's, unless it says otherwise
+COMMON: Variant = {
+    "lambda_distill": 0.0,
+    "lora.r": 16,
+    "lora.alpha": 32,
+    "lora.target_modules": ALL_LINEAR,
+}
+
+
+def to(target: str, weight: float, **changes: Any) -> Variant:
+    """Distil `target` at lambda `weight`."""
+    return {"lambda_distill": weight, "distill.target": target, **{f"distill.{k}": v for k, v in changes.items()}}
+
+
+CTC = "CTC only"
+VARIANTS: dict[str, Variant] = {
+    CTC: {},
+    "base letters, λ 1": to("base_letters", 1.0),
+    "base letters, λ 3": to("base_letters", 3.0),
+    "base features of layer 12, λ 1": to("base_features", 1.0, layer=12),
+    "base features of layer 12, λ 3": to("base_features", 3.0, layer=12),
+    "whisper features at layer 12, λ 1": to("whisper_features", 1.0, layer=12),
+    "CTC only, full fine-tuning": {"student.quantize": "none", "student.adapt": "full", "train.learning_rate": 3e-4},
+    "whisper letters, λ 0.3": to("whisper_letters", 0.3),
+    "whisper letters, λ 1": to("whisper_letters", 1.0),
+    "both letters, λ 1": to("both_letters", 1.0),
+    "both letters, λ 3": to("both_letters", 3.0),
+    "notebook (untrained head, stretched), λ 0.3": to("notebook", 0.3),
+    "base letters, λ 10": to("base_letters", 10.0),
+    "base features of layer 12, λ 10": to("base_features", 10.0, layer=12),
+    "base features of layer 8, λ 3": to("base_features", 3.0, layer=8),
+    "whisper features at layer 8, λ 1": to("whisper_features", 1.0, layer=8),
+    "whisper letters, λ 0.1": to("whisper_letters", 0.1),
+    "whisper letters, λ 3": to("whisper_letters", 3.0),
+    "both letters, λ 0.3": to("both_letters", 0.3),
+    "whisper letters, λ 1, temperature 2": to("whisper_letters", 1.0, temperature=2.0),
+    "whisper letters, λ 1, temperature 4": to("whisper_letters", 1.0, temperature=4.0),
+    "whisper letters, λ 1, no blanks": to("whisper_letters", 1.0, frames="letters"),
+    "whisper letters, λ 1, around letters": to("whisper_letters", 1.0, frames="around_letters"),
+    "CTC only, LoRA r 8 on attention": {"lora.r": 8, "lora.alpha": 16, "lora.target_modules": ATTENTION},
+    "CTC only, LoRA r 8": {"lora.r": 8, "lora.alpha": 16},
+    "CTC only, LoRA r 32": {"lora.r": 32, "lora.alpha": 64},
+    "CTC only, 16-bit base": {"student.quantize": "none"},
+    "CTC only, learning rate 3e-3": {"train.learning_rate": 3e-3},
+    "CTC only, learning rate 3e-4": {"train.learning_rate": 3e-4},
+    "base letters, λ 3, learning rate 3e-3": to("base_letters", 3.0) | {"train.learning_rate": 3e-3},
+    "whisper letters, λ 1, learning rate 3e-3": to("whisper_letters", 1.0) | {"train.learning_rate": 3e-3},
+}
+FINALISTS = (  # one of each kind, trained at a second budget too
+    CTC,
+    "base letters, λ 1",
+    "base letters, λ 3",
+    "base features of layer 12, λ 3",
+    "whisper features at layer 12, λ 1",
+    "whisper letters, λ 0.3",
+    "whisper letters, λ 1",
+    "both letters, λ 1",
+    "both letters, λ 3",
+    "CTC only, full fine-tuning",
+)
