@@ -58,7 +58,16 @@ class Lora(Block):
 
 
 class Distill(Block):
-    target: Literal["whisper_letters", "base_letters", "both_letters", "whisper_features", "base_features", "notebook"]
+    target: Literal[
+        "whisper_letters",
+        "base_letters",
+        "both_letters",
+        "whisper_alignment",
+        "base_alignment",
+        "whisper_features",
+        "base_features",
+        "notebook",
+    ]
     temperature: Annotated[float, Field(gt=0, le=20)]
     frames: Literal["all", "letters", "around_letters"]
     layer: Annotated[int, Field(ge=1, le=48)]

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqlora.config import Distill
+from dqlora.losses import posterior_given_text
 from dqlora.student import FromFeatures, base_of
 from dqlora.teacher import aligned_frames
 from dqlora.teacher_head import TeacherHead, head_logits
 
-OF_WHISPER = ("whisper_letters", "both_letters", "whisper_features", "notebook")
+OF_HEAD = ("whisper_letters", "whisper_alignment", "both_letters")
+OF_WHISPER = (*OF_HEAD, "whisper_features", "notebook")
 
 
 class Targets:
@@ -23,15 +25,17 @@ class Targets:
     ----------
     base
         the base student, unadapted; with `settings.layer` tapped if its features are the target.
+    blank
+        the symbol of CTC's blank.
     head
         reads letters out of the teacher's features; of a `notebook` target, an untrained linear map.
     """
 
-    def __init__(self, settings: Distill, base: FromFeatures, head: nn.Module | None):
-        self.settings, self.base, self.head = settings, base, head
+    def __init__(self, settings: Distill, base: FromFeatures, blank: int, head: nn.Module | None):
+        self.settings, self.base, self.blank, self.head = settings, base, blank, head
 
     @torch.inference_mode()
-    def __call__(self, cnn: Tensor, teacher: Tensor | None) -> np.ndarray:
+    def __call__(self, cnn: Tensor, teacher: Tensor | None, labels: list[int]) -> np.ndarray:
         """Target of one utterance.
 
         Parameters
@@ -40,8 +44,13 @@ class Targets:
             the student's CNN features of the clean speech, [student frames, conv_dim].
         teacher
             the teacher's features of what it heard, [teacher frames, width]; None where the target has no use for them.
+        labels
+            what was said; an alignment's target is the letters' given that text.
         """
-        target = getattr(self, f"_{self.settings.target}")(cnn, teacher)
+        letters = self.settings.target.replace("_alignment", "_letters")
+        target = getattr(self, f"_{letters}")(cnn, teacher)
+        if letters != self.settings.target:
+            target = posterior_given_text(target, torch.tensor(labels, device=target.device), self.blank)
         return target.half().cpu().numpy()
 
     def _nearest(self, rows: Tensor, frames: int) -> Tensor:

@@ -28,6 +28,31 @@ def ctc_loss(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tens
     return (losses / label_lengths).sum()
 
 
+def posterior_given_text(logits: Tensor, labels: Tensor, blank: int) -> Tensor:
+    """Log-probability of each symbol at each frame, given that the clip says `labels`: [frames, vocabulary].
+
+    A soft forced alignment: the share of all CTC paths of the text, by their probability, that pass through a symbol at
+    a frame. The gradient of the CTC loss with respect to the logits is the softmax less this share (Graves et al. 2006,
+    equation 16), so it is read off there.
+
+    Parameters
+    ----------
+    logits
+        [frames, vocabulary] of one clip.
+    labels
+        int64 [labels]; where they need more frames than there are, the softmax is returned as it is.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        variable = logits.detach().float().clone().requires_grad_()
+        log_probs = F.log_softmax(variable, dim=-1)
+        lengths = torch.tensor([len(logits)]), torch.tensor([len(labels)])
+        loss = F.ctc_loss(
+            log_probs[:, None], labels.clone()[None], *lengths, blank=blank, reduction="sum", zero_infinity=True
+        )
+        (gradient,) = torch.autograd.grad(loss, variable)
+    return (log_probs.detach().exp() - gradient).clamp(min=1e-6).log()
+
+
 def kl_divergence(
     student: Tensor, teacher: Tensor, frames: Tensor, temperature: float = 1.0, kept: Tensor | None = None
 ) -> Tensor:

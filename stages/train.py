@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dqlora.audio import to_float32
 from dqlora.batching import Example
 from dqlora.config import Params, Paths, Preset, load_params, load_preset
-from dqlora.distillation import OF_WHISPER, Targets
+from dqlora.distillation import OF_HEAD, OF_WHISPER, Targets
 from dqlora.errors import SetAside, UserError, run_stage
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
@@ -64,7 +64,7 @@ def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> Path:
 
 
 def distillation_targets(
-    model: torch.nn.Module, paths: Paths, params: Params, device: torch.device
+    model: torch.nn.Module, paths: Paths, params: Params, vocabulary: Vocabulary, device: torch.device
 ) -> dict[str, np.ndarray]:
     """What the student is to learn at each frame of each training clip, float16 [frames, width].
 
@@ -75,12 +75,12 @@ def distillation_targets(
     base = FromFeatures(model, settings.layer if settings.target == "base_features" else None)
     heard = Packed(paths.teacher_features / "train") if settings.target in OF_WHISPER else None
     head: torch.nn.Module | None = None
-    if settings.target in ("whisper_letters", "both_letters"):
+    if settings.target in OF_HEAD:
         head = load_head(paths.teacher_head, device)[0]
     elif settings.target == "notebook" and heard is not None:
         seed_torch(params.seed, "notebook")
         head = torch.nn.Linear(heard.values.shape[1], model.config.vocab_size).to(device)
-    make = Targets(settings, base, head)
+    make = Targets(settings, base, vocabulary.blank, head)
     clean, noisy = Packed(paths.clean / "train"), Packed(paths.noisy / "train")
     made: dict[str, np.ndarray] = {}
     targets = {}
@@ -89,7 +89,7 @@ def distillation_targets(
         if name not in made:
             cnn = cnn_features(model, to_float32(clean[item["utterance"]]))
             rows = torch.from_numpy(np.array(heard[name])).to(device) if heard is not None else None
-            made[name] = make(cnn, rows)
+            made[name] = make(cnn, rows, vocabulary.encode(clean.item(item["utterance"])["text"]))
         targets[item["id"]] = made[name]
     return targets
 
@@ -155,10 +155,10 @@ def main() -> None:
 
     targets: dict[str, np.ndarray] = {}
     if params.lambda_distill > 0:
-        whispers = params.distill.target in ("whisper_letters", "both_letters")
-        if accelerator.is_main_process and params.teacher_input == "clean" and whispers:
+        letters = params.distill.target in ("whisper_letters", "both_letters")
+        if accelerator.is_main_process and params.teacher_input == "clean" and letters:
             warn_of_weak_teacher(model, vocabulary, paths, preset)
-        targets = distillation_targets(model, paths, params, accelerator.device)
+        targets = distillation_targets(model, paths, params, vocabulary, accelerator.device)
     set_aside = SetAside()
     training = load_examples(paths, "train", cnn["train"], vocabulary, targets, set_aside)
     validation = load_examples(paths, "validation", cnn["validation"], vocabulary, {}, set_aside)

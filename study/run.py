@@ -126,7 +126,7 @@ class Runner:
             return result | {"errors": self.score(objective.student)}
         key = repr((params.distill.target, params.distill.layer, params.student.quantize))
         if params.lambda_distill and key not in self.targets:
-            self.targets[key] = distillation_targets(model, self.paths, params, self.device)
+            self.targets[key] = distillation_targets(model, self.paths, params, self.vocabulary, self.device)
         targets = self.targets[key] if params.lambda_distill else {}
         model = adapt(model, params)
         seed_torch(seed, "objective")

@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from dqlora.losses import ctc_loss, kl_divergence
+from dqlora.losses import ctc_loss, kl_divergence, posterior_given_text
 from dqlora.text import frames_needed
 
 
@@ -82,3 +83,19 @@ def test_ctc_of_uniform_logits_is_the_count_of_alignments() -> None:
     )
     expected = frames * math.log(vocabulary) - math.log(math.comb(frames + labels, 2 * labels))
     assert found.item() == pytest.approx(expected / labels, rel=1e-5)
+
+
+def test_the_posterior_given_the_text_is_the_share_of_its_paths() -> None:
+    frames, symbols, labels = 6, 4, [1, 1, 3]
+    logits = torch.from_numpy(np.random.default_rng(0).normal(size=(frames, symbols)) * 2).float()
+    probabilities = logits.softmax(-1).numpy()
+    share = np.zeros((frames, symbols))
+    for path in itertools.product(range(symbols), repeat=frames):
+        if [symbol for symbol, _ in itertools.groupby(path) if symbol] == labels:
+            share[range(frames), path] += math.prod(probabilities[range(frames), path])
+    share /= share.sum(axis=1, keepdims=True)
+    with torch.inference_mode():
+        found = posterior_given_text(logits, torch.tensor(labels), blank=0)
+    np.testing.assert_allclose(found.exp().numpy(), share, atol=1e-5)
+    too_long = torch.tensor([1] * frames)  # needs a blank between each two
+    np.testing.assert_allclose(posterior_given_text(logits, too_long, 0).exp().numpy(), probabilities, atol=1e-5)
