@@ -1,10 +1,16 @@
 # make: set up and run the pipeline. make test: set up and run all tests. make check: lint and types.
+# make study SPEECH=folder NOISE=folder: what docs/distillation.md compares, on your own speech and noise; takes a GPU.
 .DEFAULT_GOAL := repro
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup repro test check clean
+SPEECH ?= ../shared/speech/prompts
+NOISE ?= ../shared/noise
+PROCESSES ?= 1
+SEEDS := --seed 0 --seed 1 --seed 2
+
+.PHONY: setup repro test check study clean
 
 setup: .venv/.installed
 
@@ -23,6 +29,12 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+study: setup
+	$(BIN)/python -m study.sources $(SPEECH) $(NOISE)
+	$(BIN)/dvc exp run -S preset=study -S mix.copies=8 train_teacher_head
+	$(BIN)/python -m study.run --steps 350 --finalist-steps 1000 $(SEEDS) --processes $(PROCESSES)
+	$(BIN)/python -m study.table
 
 clean:
 	rm -rf data models metrics/test metrics/report.html

@@ -38,7 +38,7 @@ from stages.train import adapt, distillation_targets
 from study.variants import COMMON, FINALISTS, VARIANTS, Variant
 
 BASE = "base, unadapted"
-RESULTS = Path("metrics/study/results.jsonl")
+RESULTS = Path("data/study/results.jsonl")
 VALIDATIONS = 5  # a run; it keeps the weights of the best
 Job = tuple[str, int, int]  # variant, steps, seed
 

@@ -1,71 +1,89 @@
-"""Print the study's table out of metrics/study/results.jsonl: WER by condition, spread over seeds, gain with interval.
+"""Print the study's tables out of the runs it noted: WER by condition, spread over seeds, gains with their intervals.
 
-python -m study.table
+python -m study.table [data/study/results.jsonl]
 """
 
 import json
 from collections import defaultdict
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
+import typer
 
+from dqlora.errors import UserError, run_stage
 from dqlora.scoring import Errors, relative_gain
 from study.run import BASE, RESULTS
 from study.variants import CTC
 
-CONDITIONS = ("clean", "10 dB", "5 dB", "0 dB")
-COLUMNS = ("variant", "seeds", *CONDITIONS, "noisy", "spread", "gain on base %", "gain on CTC only %")
+Run = dict[str, Any]  # a line of the results
+CLEAN, NOISY = ("clean",), ("10 dB", "5 dB", "0 dB")
+COLUMNS = (
+    "variant", "seeds", *CLEAN, *NOISY, "noisy", "spread",
+    "clean: gain on base", "noisy: gain on base", "noisy: gain on CTC only",
+)  # fmt: skip
+ALL = "both"  # corpora together
 DRAWS, SEED = 10_000, 0  # of the bootstrap
 
 
-def noisy(runs: list[dict[str, Any]], corpus: str) -> Errors:
-    """Word edits of each utterance, summed over the noisy conditions and the runs."""
-    edits = sum(np.array(run["errors"][corpus][name]) for run in runs for name in CONDITIONS[1:])
+def edits_and_words(run: Run, corpus: str, condition: str) -> np.ndarray:
+    """int [utterances, 2]"""
+    corpora = list(run["errors"]) if corpus == ALL else [corpus]
+    return np.concatenate([run["errors"][name][condition] for name in corpora])
+
+
+def summed(runs: list[Run], corpus: str, conditions: tuple[str, ...]) -> Errors:
+    """Word edits of each utterance, summed over conditions and runs: the utterance is what the bootstrap draws."""
+    edits = sum(edits_and_words(run, corpus, condition) for run in runs for condition in conditions)
     none = np.zeros(len(edits), int)
     return Errors(edits[:, 0], edits[:, 1], none, none)
 
 
-def wer(run: dict[str, Any], corpus: str, conditions: tuple[str, ...]) -> float:
+def wer(run: Run, corpus: str, conditions: tuple[str, ...]) -> float:
     """Mean of the conditions' WERs, in %."""
-    rows = [np.array(run["errors"][corpus][name]) for name in conditions]
-    return 100 * float(np.mean([edits.sum() / words.sum() for edits, words in (row.T for row in rows)]))
+    each = (edits_and_words(run, corpus, condition).sum(axis=0) for condition in conditions)
+    return 100 * float(np.mean([edits / words for edits, words in each]))
 
 
-def gain(over: list[dict[str, Any]], runs: list[dict[str, Any]], corpus: str) -> str:
-    """Relative gain in noisy WER with its interval, over the seeds that both were run with."""
+def gain(over: list[Run], runs: list[Run], corpus: str, conditions: tuple[str, ...]) -> str:
+    """How much lower the runs' WER is, in % of the others', with its interval; over the seeds that both have."""
     seeds = {run["seed"] for run in runs}
-    same = over * len(runs) if len(over) == 1 else [run for run in over if run["seed"] in seeds]
-    if len(same) != len(runs):
+    same = over * len(runs) if over[0]["variant"] == BASE else [run for run in over if run["seed"] in seeds]
+    runs = runs if over[0]["variant"] == BASE else [run for run in runs if run["seed"] in {one["seed"] for one in same}]
+    if not same:
         return ""
-    found = relative_gain(noisy(same, corpus), noisy(runs, corpus), DRAWS, SEED)
+    found = relative_gain(summed(same, corpus, conditions), summed(runs, corpus, conditions), DRAWS, SEED)
     return f"{100 * found['wer_relative']:.1f} [{100 * found['ci_low']:.1f}, {100 * found['ci_high']:.1f}]"
 
 
-def main() -> None:
-    rows = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
-    groups: dict[tuple[int, str], list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row["steps"], row["variant"]].append(row)
-    base = groups.pop((0, BASE))
-    for steps in sorted({steps for steps, _ in groups}):
-        print(f"\n### {steps} steps\n")
-        for corpus in base[0]["errors"]:
-            print(f"\n{corpus}, WER %\n")
+def row(name: str, runs: list[Run], base: list[Run], ctc: list[Run], corpus: str) -> list[str]:
+    each = [wer(run, corpus, NOISY) for run in runs]
+    conditions = [f"{np.mean([wer(run, corpus, (one,)) for run in runs]):.1f}" for one in CLEAN + NOISY]
+    cells = [name, str(len(runs)), *conditions, f"{np.mean(each):.1f}", f"{max(each) - min(each):.1f}"]
+    if name == BASE:
+        return [*cells, "", "", ""]
+    on_base = [gain(base, runs, corpus, conditions) for conditions in (CLEAN, NOISY)]
+    return [*cells, *on_base, gain(ctc, runs, corpus, NOISY) if ctc and name != CTC else ""]
+
+
+def main(results: Annotated[Path, typer.Argument(help="What study.run wrote.")] = RESULTS) -> None:
+    if not results.exists():
+        raise UserError(f"{results}: no such file; make study writes it")
+    groups: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for line in results.read_text(encoding="utf-8").splitlines():
+        run = json.loads(line)
+        groups[run["steps"]][run["variant"]].append(run)
+    base = groups.pop(0)[BASE]
+    for steps, variants in sorted(groups.items()):
+        for corpus in (*base[0]["errors"], ALL):
+            print(f"\n{steps} steps, {corpus}: WER and gains in %\n")
             print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-            same = {name: runs for (budget, name), runs in groups.items() if budget == steps}
-            for name, runs in sorted({BASE: base, **same}.items(), key=lambda item: _mean_noisy(item[1], corpus)):
-                cells = [f"{np.mean([wer(run, corpus, (one,)) for run in runs]):.1f}" for one in CONDITIONS]
-                each = [wer(run, corpus, CONDITIONS[1:]) for run in runs]
-                over_ctc = gain(same[CTC], runs, corpus) if CTC in same and name not in (CTC, BASE) else ""
-                over_base = gain(base, runs, corpus) if name != BASE else ""
-                spread = f"{max(each) - min(each):.1f}"
-                cells = [name, str(len(runs)), *cells, f"{np.mean(each):.1f}", spread, over_base, over_ctc]
+            rows = [
+                row(name, runs, base, variants.get(CTC, []), corpus) for name, runs in [(BASE, base), *variants.items()]
+            ]
+            for cells in sorted(rows, key=lambda cells: float(cells[6])):
                 print(f"| {' | '.join(cells)} |")
 
 
-def _mean_noisy(runs: list[dict[str, Any]], corpus: str) -> float:
-    return float(np.mean([wer(run, corpus, CONDITIONS[1:]) for run in runs]))
-
-
 if __name__ == "__main__":
-    main()
+    run_stage(lambda: typer.run(main))

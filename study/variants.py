@@ -57,4 +57,4 @@ VARIANTS: dict[str, Variant] = {
     "whisper letters, λ 1, no blanks": to("whisper_letters", 1.0, frames="letters"),
     "whisper letters, λ 1, around letters": to("whisper_letters", 1.0, frames="around_letters"),
 }
-FINALISTS = tuple(VARIANTS)[:10] + ("base features of layer 8, λ 10",)
+FINALISTS = (*tuple(VARIANTS)[:10], "base features of layer 8, λ 10")

@@ -10,7 +10,7 @@ from dqlora.config import TeacherHead as HeadSettings
 from dqlora.errors import UserError
 from dqlora.losses import ctc_loss
 from dqlora.student import load_student
-from dqlora.teacher import Teacher, aligned_frames
+from dqlora.teacher import Teacher, aligned_frames, student_frames_at
 from dqlora.teacher_head import TeacherHead, load_head, save_head
 from tests.conftest import tone
 
@@ -116,3 +116,12 @@ def test_the_head_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_a_folder_without_a_whisper_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be loaded as a Whisper model"):
         Teacher(tmp_path, CPU)
+
+
+def test_frames_of_student_and_teacher_map_to_each_other(student_folder: Path) -> None:
+    config = load_student(student_folder, "none", CPU).config
+    to_teacher = aligned_frames(config, 49, 50)
+    to_student = student_frames_at(config, 49, 50)
+    assert len(to_student) == 50
+    assert (to_student[to_teacher] == np.arange(49)).all()
+    assert to_student[0] == 0  # before the first centre

@@ -9,12 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
 from dqlora.audio import SAMPLE_RATE
+from dqlora.config import Paths, load_params
 from dqlora.errors import UserError
 from dqlora.storage import Packed
 from stages import fetch_noise, fetch_speech
+from stages.fetch_models import fetch_teacher_head
+from stages.train_teacher_head import start_head
 from tests.conftest import RATE, cut_data_chunk, tone, wav_bytes, write_audiofolder, write_noise
 
 
@@ -210,3 +214,25 @@ def test_a_user_error_is_one_line_and_exit_code_1(local: Path, speech: Path) -> 
     assert ended.stderr.strip().splitlines() == [
         f"error: speech.path: {speech}: no such folder; give a folder of recordings or hf://datasets/..."
     ]
+
+
+def test_a_trained_teacher_head_is_taken_or_named(project: Path, tmp_path: Path) -> None:
+    shutil.copytree(project / "presets/mini/teacher_head", tmp_path / "head")
+    fetch_teacher_head(tmp_path / "head", tmp_path / "fetched")
+    assert (tmp_path / "fetched/head.safetensors").read_bytes() == (tmp_path / "head/head.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"nowhere: no such folder; give that of a trained head, or `scratch`"):
+        fetch_teacher_head(tmp_path / "nowhere", tmp_path / "other")
+    (tmp_path / "head/config.json").write_text("{}")
+    with pytest.raises(UserError, match="unreadable teacher head"):
+        fetch_teacher_head(tmp_path / "head", tmp_path / "other")
+
+
+def test_a_head_for_another_teacher_is_refused(project: Path) -> None:
+    paths = Paths("local")
+    shutil.copytree(project / "presets/mini/teacher_head", paths.pretrained_head)
+    settings = load_params().teacher_head
+    assert start_head(paths, settings, width=384, symbols=32, device=torch.device("cpu")).width == 384
+    with pytest.raises(
+        UserError, match="the student has 32 and the teacher 512: set the preset's teacher_head: scratch"
+    ):
+        start_head(paths, settings, width=512, symbols=32, device=torch.device("cpu"))

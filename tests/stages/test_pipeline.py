@@ -88,6 +88,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
     params |= {"preset": "fleurs"}
     params["mix"]["copies"] = 1
     params["teacher_head"] |= {"hidden": 32, "layers": 1}
+    params["distill"] |= {"layer": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     run("git", "init", "-q", folder=folder)

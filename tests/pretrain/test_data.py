@@ -1,0 +1,45 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dqlora.text import Vocabulary
+from pretrain.data import MAX_SECONDS, Clips, Shards, Speech
+from pretrain.voices import SAMPLE_RATE
+
+
+def write_shard(folder: Path, name: str, seconds: list[float]) -> None:
+    samples = [round(SAMPLE_RATE * each) for each in seconds]
+    np.save(folder / f"{name}.npy", np.arange(sum(samples)).astype(np.int16))
+    entries = [{"text": f"{name} {number}", "voice": "v", "samples": n} for number, n in enumerate(samples)]
+    (folder / f"{name}.json").write_text(json.dumps(entries))
+
+
+def test_each_shard_is_given_once_and_to_one_process(tmp_path: Path) -> None:
+    for number in range(6):
+        write_shard(tmp_path, f"0-{number}-0", [0.5, 0.25])
+    readers = [Shards(tmp_path, rank, 2) for rank in range(2)]
+    first = [reader.new() for reader in readers]
+    assert sorted(text for clips in first for text in clips.texts) == sorted(
+        f"0-{number}-0 {clip}" for number in range(6) for clip in range(2)
+    )
+    assert [len(samples) for samples in first[0].samples[:2]] == [8000, 4000]
+    assert first[0].samples[1][0] == 8000
+    write_shard(tmp_path, "0-0-1", [0.5])
+    assert sum(len(reader.new().texts) for reader in readers) == 1
+    assert sum(len(reader.new().texts) for reader in readers) == 0
+
+
+def test_an_epoch_draws_each_clip_as_often_as_asked(vocabulary: Vocabulary) -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.uniform(1, 6, 40)
+    clips = Clips(["some words"] * 40, [np.zeros(round(s * SAMPLE_RATE), np.int16) for s in lengths])
+    speech = Speech([(clips, 2)], vocabulary, torch.device("cpu"))
+    long = Clips(["too long"], [np.zeros(round((MAX_SECONDS + 1) * SAMPLE_RATE), np.int16)])
+    speech.add(long, 5)
+    speech.add(Clips(["new"], [np.full(SAMPLE_RATE, 7, np.int16)]), 1)
+    drawn = torch.cat([clips for clips, _ in speech.epoch(1.0, rng)]).bincount(minlength=42)  # a clip a batch
+    assert drawn.tolist() == [2] * 40 + [0, 1]
+    assert (speech.audio[speech.starts[41] :] == 7).all()
+    assert speech.label_counts.tolist()[-2:] == [8, 3]

@@ -1,0 +1,117 @@
+"""The study end to end at a tiny size: runs are noted once, taken up again, and tabulated."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dqlora.config import load_params
+from stages import fetch_noise, fetch_speech, mix
+from study.run import BASE, changed
+from study.table import edits_and_words, gain, summed, wer
+from study.variants import CTC, FINALISTS, VARIANTS
+from tests.conftest import ROOT, write_audiofolder, write_noise
+
+LETTERS = "base letters, λ 3"
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", f"study.{module}", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def study_project(project: Path, student_folder: Path, tmp_path: Path) -> Path:
+    """A project whose preset `tiny` is mixed and ready to train on."""
+    shutil.copytree(ROOT / "study", project / "study", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(student_folder, project / "models/tiny/pretrained/student")
+    for split, count in {"train": 4, "validation": 2, "test": 3}.items():
+        texts = [f"{split} sentence {'very ' * number}long" for number in range(count)]
+        write_audiofolder(tmp_path / "speech" / split, texts)
+    preset = yaml.safe_load((ROOT / "presets/study.yaml").read_text())
+    preset["speech"]["path"] = str(tmp_path / "speech")
+    preset["noise"]["path"] = str(write_noise(tmp_path / "noise"))
+    preset["budget"]["batch_seconds"] = 4
+    (project / "presets/tiny.yaml").write_text(yaml.safe_dump(preset))
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    params["preset"], params["mix"]["copies"] = "tiny", 1
+    (project / "params.yaml").write_text(yaml.safe_dump(params))
+    for stage in (fetch_speech, fetch_noise, mix):
+        stage.main()
+    return project
+
+
+def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
+    command = (
+        "run",
+        "--preset",
+        "tiny",
+        "--steps",
+        "5",
+        "--seed",
+        "0",
+        "--seed",
+        "1",
+        "--only",
+        CTC,
+        "--only",
+        LETTERS,
+    )
+    ended = run(*command)
+    assert ended.returncode == 0, ended.stderr
+    results = study_project / "data/study/results.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert sorted((row["variant"], row["seed"]) for row in rows) == sorted(
+        [(BASE, 0), (CTC, 0), (CTC, 1), (LETTERS, 0), (LETTERS, 1)]
+    )
+    for row in rows:
+        assert {name: len(errors) for name, errors in row["errors"]["test"].items()} == {
+            "clean": 3, "10 dB": 3, "5 dB": 3, "0 dB": 3
+        }  # fmt: skip
+    assert run(*command).returncode == 0
+    assert len(results.read_text().splitlines()) == len(rows)
+
+    table = run("table")
+    assert table.returncode == 0, table.stderr
+    lines = [line for line in table.stdout.splitlines() if line.startswith("| ") and "---" not in line]
+    assert {line.split(" | ")[0].strip("| ") for line in lines} == {"variant", BASE, CTC, LETTERS}
+
+
+def test_what_is_asked_wrongly_is_named(study_project: Path) -> None:
+    for arguments, message in {
+        ("run", "--steps", "5", "--seed", "0", "--only", "nothing"): "no variant is left",
+        ("run", "--seed", "0"): "give --steps, --finalist-steps or both",
+        ("table", "none.jsonl"): "none.jsonl: no such file",
+        ("sources", "nowhere", "nowhere"): "no such file",
+    }.items():
+        ended = run(*arguments)
+        assert ended.returncode != 0 and message in ended.stderr, ended.stderr
+
+
+def test_every_variant_is_a_valid_setting() -> None:
+    params = load_params(ROOT / "params.yaml")
+    for variant in VARIANTS.values():
+        assert changed(params, variant, seed=3).seed == 3
+    assert changed(params, VARIANTS[LETTERS], 0).distill.target == "base_letters"
+    assert set(FINALISTS) <= set(VARIANTS)
+
+
+def noted(variant: str, seed: int, edits: int) -> dict:
+    errors = {name: [[edits, 10], [edits + 1, 10]] for name in ("clean", "10 dB", "5 dB", "0 dB")}
+    return {"variant": variant, "seed": seed, "errors": {"one": errors, "two": errors}}
+
+
+def test_the_tables_figures() -> None:
+    base, ctc, better = noted(BASE, 0, 8), [noted(CTC, seed, 5) for seed in (0, 1)], [noted("x", 1, 3)]
+    noisy = ("10 dB", "5 dB", "0 dB")
+    assert wer(base, "one", noisy) == pytest.approx(85)
+    assert len(edits_and_words(base, "both", "clean")) == 4
+    np.testing.assert_array_equal(summed(ctc, "one", noisy).word_edits, [30, 36])
+    assert gain([base], ctc, "one", noisy).startswith("35.3 [")  # 11 edits for 17
+    assert gain(ctc, better, "one", noisy).startswith("36.4 [")  # 7 for 11, over seed 1 alone
