@@ -2,7 +2,9 @@
 
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -15,6 +17,8 @@ MAX_SECONDS = 30.0  # Whisper's window
 MIN_SECONDS = 0.3  # shorter than the shortest word in the corpora seen here
 SILENCE_PEAK = 1e-3  # -60 dBFS: nothing that a listener would take for speech
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}  # libsndfile reads them
+BLOCK_SECONDS = 10  # of a long recording, decoded at a time
+OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
 CLIPPED_SHARE = 0.01  # share of samples at full scale above which a recording counts as clipped
 
 
@@ -48,17 +52,68 @@ def read_audio(source: Path | bytes) -> np.ndarray:
             raise BadAudio(f"cannot be read ({error.strerror})") from None
     if not source:
         raise BadAudio("empty file")
-    if _is_cut_off(source):
+    if _is_cut_off(io.BytesIO(source)):
         raise BadAudio("truncated file")
     try:
         channels, rate = soundfile.read(io.BytesIO(source), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadAudio(f"not readable as audio ({str(error).rstrip('.').split(': ')[-1]})") from None
+        raise BadAudio(_unreadable(error)) from None
     if len(channels) == 0:
         raise BadAudio("no samples")
     if not np.isfinite(channels).all():
         raise BadAudio("NaN or infinite samples")
     return to_16khz(channels.mean(axis=1), rate)
+
+
+def stream_audio(file: BinaryIO) -> tuple[float, Iterator[np.ndarray]]:
+    """Decode a recording of any length, a few seconds at a time.
+
+    Parameters
+    ----------
+    file
+        open and seekable; of any format, rate and channel count that libsndfile reads.
+
+    Returns
+    -------
+    Its length in seconds, and an iterator over float32 [samples], 16 kHz, channels averaged.
+
+    Raises
+    ------
+    BadAudio
+        empty, truncated, unreadable or, while it is read, with samples that are not finite.
+    """
+    if not file.seek(0, io.SEEK_END):
+        raise BadAudio("empty file")
+    if _is_cut_off(file):
+        raise BadAudio("truncated file")
+    file.seek(0)
+    try:
+        sound = soundfile.SoundFile(file)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise BadAudio(_unreadable(error)) from None
+    if sound.frames == 0:
+        raise BadAudio("no samples")
+    return sound.frames / sound.samplerate, _blocks(sound)
+
+
+def _blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE, 1, dtype="float32")
+    while True:
+        try:
+            channels = sound.read(BLOCK_SECONDS * sound.samplerate, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise BadAudio(_unreadable(error)) from None
+        if not np.isfinite(channels).all():
+            raise BadAudio("NaN or infinite samples")
+        last = len(channels) < BLOCK_SECONDS * sound.samplerate
+        mono = np.ascontiguousarray(channels.mean(axis=1))
+        yield mono if sound.samplerate == SAMPLE_RATE else resampler.resample_chunk(mono, last=last)
+        if last:
+            return
+
+
+def _unreadable(error: Exception) -> str:
+    return f"not readable as audio ({str(error).rstrip('.').split(': ')[-1]})"
 
 
 def to_16khz(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -96,22 +151,26 @@ def to_float32(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / 32768.0
 
 
-def _is_cut_off(file: bytes) -> bool:
+def _is_cut_off(file: BinaryIO) -> bool:
     """Whether a WAV or Ogg file ends before its own header says it does (libsndfile reads such a file in silence)."""
-    if file[:4] == b"RIFF" and file[8:12] == b"WAVE":
-        position = 12
-        while position + 8 <= len(file):
-            name, size = file[position : position + 4], struct.unpack("<I", file[position + 4 : position + 8])[0]
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    head = file.read(12)
+    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
+        while len(chunk := file.read(8)) == 8:
+            name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
             if name == b"data":
-                return size != 0xFFFFFFFF and position + 8 + size > len(file)  # 0xFFFFFFFF: streamed, length unknown
-            position += 8 + size + size % 2
+                return length != 0xFFFFFFFF and file.tell() + length > size  # 0xFFFFFFFF: streamed, length unknown
+            file.seek(length + length % 2, io.SEEK_CUR)
         return True
-    if file[:4] == b"OggS":
-        last_page = file.rfind(b"OggS")
-        if last_page + 27 > len(file):
+    if head[:4] == b"OggS":
+        file.seek(max(0, size - OGG_PAGE))
+        tail = file.read()
+        last_page = tail.rfind(b"OggS")
+        if last_page + 27 > len(tail):
             return True
-        segments = file[last_page + 26]
-        end = last_page + 27 + segments + sum(file[last_page + 27 : last_page + 27 + segments])
-        is_last = bool(file[last_page + 5] & 4)  # RFC 3533: header type flag 0x04, last page of the stream
-        return end > len(file) or not is_last
+        segments = tail[last_page + 26]
+        end = last_page + 27 + segments + sum(tail[last_page + 27 : last_page + 27 + segments])
+        is_last = bool(tail[last_page + 5] & 4)  # RFC 3533: header type flag 0x04, last page of the stream
+        return end > len(tail) or not is_last
     return False

@@ -16,7 +16,7 @@ class UserError(Exception):
 
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
-    _quieten_libraries()
+    quieten_libraries()
     try:
         main()
     except UserError as error:
@@ -31,7 +31,7 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit("interrupted; `dvc repro` goes on from here")
 
 
-def _quieten_libraries() -> None:
+def quieten_libraries() -> None:
     """Leave the terminal to the stage's own lines and progress bars."""
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

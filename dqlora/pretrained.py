@@ -72,10 +72,7 @@ def fetch_student(source: str, output: Path, seed: int) -> None:
             Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(folder)).save_pretrained(output)
         shutil.copyfile(folder / "vocab.json", output / "vocab.json")
     else:
-        folder, commit = _locate(source, "random:FOLDER")
-        _check_student_vocabulary(folder, source)
-        if "lm_head.weight" not in _weight_names(folder, source):
-            raise UserError(f"{source}: has no CTC head (lm_head.weight); name a checkpoint fine-tuned with CTC")
+        folder, commit = locate_student(source)
         _copy(folder, output)
 
     if not (output / "tokenizer_config.json").exists():
@@ -85,6 +82,18 @@ def fetch_student(source: str, output: Path, seed: int) -> None:
         layer_norm = _read_config(output, source).get("feat_extract_norm") == "layer"
         Wav2Vec2FeatureExtractor(return_attention_mask=layer_norm).save_pretrained(output)
     _write_origin(output, source, commit)
+
+
+def locate_student(source: str) -> tuple[Path, str | None]:
+    """The folder of a wav2vec 2.0 with a CTC head that `source` names, and the commit if it came from the hub.
+
+    Raises UserError as `fetch_student` does.
+    """
+    folder, commit = _locate(source, "random:FOLDER")
+    _check_student_vocabulary(folder, source)
+    if "lm_head.weight" not in _weight_names(folder, source):
+        raise UserError(f"{source}: has no CTC head (lm_head.weight); name a checkpoint fine-tuned with CTC")
+    return folder, commit
 
 
 def fetch_teacher(source: str, output: Path) -> None:

@@ -44,6 +44,14 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Raises UserError if the file is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run `dvc repro`") from None
+
+
 def _temporary(output: Path) -> Path:
     """A name beside `output` that is this process' own; what killed processes left under theirs is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -121,9 +121,14 @@ class Vocabulary:
     def decode(self, frames: list[int]) -> str:
         """Greedy CTC decoding: repeats merged, blanks dropped. `frames` holds one symbol index a frame."""
         merged = [symbol for before, symbol in zip([None, *frames], frames, strict=False) if symbol != before]
-        names = (self._names.get(symbol, "") for symbol in merged if symbol != self.blank)
-        text = "".join(" " if name == self.delimiter else name for name in names if len(name) == 1)
-        return " ".join(text.split()).lower()
+        return " ".join("".join(self.name(symbol) for symbol in merged).split()).lower()
+
+    def name(self, symbol: int) -> str:
+        """What a symbol writes: a letter, a space, or nothing (the blank and whatever stands for no letter)."""
+        name = self._names.get(symbol, "")
+        if name == self.delimiter:
+            return " "
+        return name if len(name) == 1 and symbol != self.blank else ""
 
 
 @cache

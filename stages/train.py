@@ -203,6 +203,7 @@ def main() -> None:
         return
     with whole_folder(paths.adapter) as folder:
         model.save_pretrained(folder)
+        write_json(folder / "run.json", {"student": str(paths.student), "quantize": params.student.quantize})
         set_aside.write(folder)
     peak = peak_memory_mb()
     write_json(

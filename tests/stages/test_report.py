@@ -117,6 +117,7 @@ def test_numbers_are_the_metrics(run: Paths) -> None:
     assert "relative gain 10.3 % [2.1, 18.6] %" in text
     assert "A gain:" in text
     assert "Preset tiny, lambda_distill 0.25, seed 7" in text
+    assert "distillation (distill.target base_features)" in text
     for number in ("0.071", "812 MB", "0.59 MB", "147 456", "1.5 % of all parameters", "18.3 %", "40.4 %"):
         assert number in text
     assert "fetch_speech, train 1 silent hush" in text

@@ -1,0 +1,121 @@
+"""The command `dqlora`."""
+
+import errno
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import torch
+import typer
+from tqdm import tqdm
+
+from dqlora.audio import BadAudio
+from dqlora.errors import UserError, quieten_libraries
+from dqlora.storage import write_whole
+from dqlora.transcription import Recogniser, Word, as_json, load_recogniser, subtitles, text_of, transcribe_file
+
+app = typer.Typer(help="Speech recognition in noise.", no_args_is_help=True, add_completion=False)
+INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
+
+
+class Format(StrEnum):
+    TXT = "txt"
+    JSON = "json"
+    SRT = "srt"
+    VTT = "vtt"
+
+
+@app.callback()
+def main() -> None:
+    quieten_libraries()
+
+
+@app.command()
+def transcribe(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recordings; - is standard input.")],
+    form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.TXT,
+    model: Annotated[
+        str | None,
+        typer.Option(help="A run's adapter folder, a model folder, or owner/name@revision; else the newest run."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="A folder to write FILE.FORMAT to, instead of the screen.")
+    ] = None,
+) -> None:
+    """Transcribe recordings of any format, rate, number of channels and length."""
+    if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
+        _fail(f"--format {form}: several files need --output FOLDER")
+    try:
+        recogniser = load_recogniser(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    except UserError as error:
+        _fail(str(error))
+    failed = 0
+    for name in files:
+        try:
+            written = _format(name, _transcribe(recogniser, name), form, several=len(files) > 1)
+            if output is None:
+                print(written, end="", flush=True)
+            else:
+                write_whole(output / f"{_stem(name)}.{form}", written)
+        except (BadAudio, UserError) as error:
+            failed += 1
+            print(f"error: {name}: {error}", file=sys.stderr)
+        except OSError as error:
+            failed += 1
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "no space left to write its transcript" if full else error.strerror or str(error)
+            print(f"error: {error.filename or name}: {reason}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(f"interrupted at {name}; what came before it is written", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+    if failed:
+        raise typer.Exit(1)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise typer.Exit(1)
+
+
+def _stem(name: str) -> str:
+    return "stdin" if name == "-" else Path(name).stem
+
+
+def _transcribe(recogniser: Recogniser, name: str) -> list[Word]:
+    with _opened(name) as file, tqdm(desc=Path(name).name, unit="s", disable=None, leave=False) as bar:
+
+        def show(done: float, whole: float) -> None:
+            bar.total = round(whole)
+            bar.update(round(done) - bar.n)
+
+        return transcribe_file(recogniser, file, show)
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    """The recording as a file in which one can go back; standard input is first copied to the disk."""
+    if name != "-":
+        with Path(name).open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        yield copy
+
+
+def _format(name: str, words: list[Word], form: Format, several: bool) -> str:
+    if form == Format.TXT:
+        return f"{name}: {text_of(words)}\n" if several else f"{text_of(words)}\n"
+    if form == Format.JSON:
+        return json.dumps(as_json(name, words), ensure_ascii=False) + "\n"
+    return subtitles(words, form)
+
+
+if __name__ == "__main__":
+    app()
