@@ -1,4 +1,8 @@
-"""Recordings of any length into words and their times: windows that overlap, greedy CTC, subtitles."""
+"""Recordings of any length into words and their times: cut at pauses, greedy CTC, subtitles.
+
+A student hears best what it was trained on, one utterance at a time, so a recording is cut where it pauses. Where it
+does not for a while, it is cut into windows that overlap, and of each only the frames away from the cut are kept.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,11 +20,17 @@ from dqlora.storage import read_json
 from dqlora.student import FromFeatures, base_of, cnn_features, frames_of, load_adapted, load_student
 from dqlora.text import Vocabulary
 
-WINDOW = 16 * SAMPLE_RATE  # samples that a window is read for: as long as the clips that students are trained on
-CONTEXT = 2 * SAMPLE_RATE  # samples more that it hears on either side
+WINDOW = 16 * SAMPLE_RATE  # samples without a pause that are read at once: as long as what students are trained on
+CONTEXT = 2 * SAMPLE_RATE  # samples more that such a window hears on either side
+PAUSE = 0.3  # s under the threshold: longer than the closure of a stop consonant
+MARGIN = 0.15  # s heard before and after the sound between two pauses, as in the clips that students learn from
+THRESHOLD = 0.25  # of the way, in dB, from the 3rd to the 95th percentile of a stretch's level
+LEAST_RANGE = 12.0  # dB between the two, below which nothing is called a pause: speech in loud, steady noise
+ENERGY_HOP = SAMPLE_RATE // 100  # samples
+BREAK = -1  # in a stream of symbols: a pause
 MAX_CUE = 84  # characters of a subtitle: two lines of 42 (BBC subtitle guidelines: 37 to 42)
 MAX_CUE_SECONDS = 6.0
-PAUSE = 0.8  # s between two words that ends a subtitle
+CUE_PAUSE = 0.8  # s between two words that ends a subtitle
 
 
 @dataclass(frozen=True)
@@ -87,38 +97,90 @@ def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
     return Recogniser(load_student(student, "none", device), Vocabulary.load(student / "vocab.json"), device)
 
 
-def windows(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, slice]]:
-    """Cut a stream of samples into overlapping windows, holding no more than one of them.
+@dataclass(frozen=True)
+class Window:
+    """A stretch of a recording; frames are counted from the recording's beginning.
 
-    Yields
-    ------
-    A window's samples, float32, and the frames of it that are its own: those of all windows, one after another, are the
-    stream's frames, each once. A window begins on a frame.
+    The own frames of all windows, one after another, are the recording's, each once.
     """
+
+    samples: np.ndarray  # float32, what is heard
+    first_heard: int  # frame
+    own: tuple[int, int]  # first frame, and the one after the last
+    ends_in_pause: bool
+
+
+def windows(blocks: Iterable[np.ndarray]) -> Iterator[Window]:
+    """Cut a stream of float32 samples at its pauses, or into overlapping windows; holds some 18 s of it."""
     held = np.empty(0, np.float32)
-    start, own = 0, 0  # samples of the stream at which `held`, and the next window's own part, begin
+    start = own = 0  # samples of the stream at which `held`, and what is not yet given out, begin
     for block in blocks:
         held = np.concatenate([held, block])
         while start + len(held) >= own + WINDOW + CONTEXT:
-            yield held[: own + WINDOW + CONTEXT - start], _frames(own - start, own + WINDOW - start)
-            own += WINDOW
-            held = held[own - CONTEXT - start :]
-            start = own - CONTEXT
-    if start + len(held) > own:
-        yield held, slice((own - start) // FRAME_HOP, None)
+            cuts = [start + cut for cut in pauses(held) if start + cut > own]
+            for cut in cuts:
+                yield _between_pauses(held, start, own, cut)
+                held, start, own = held[cut - start :], cut, cut
+            if not cuts:
+                heard = held[: own + WINDOW + CONTEXT - start]
+                yield Window(heard, start // FRAME_HOP, _frames(own, own + WINDOW), ends_in_pause=False)
+                own += WINDOW
+                held, start = held[own - CONTEXT - start :], own - CONTEXT
+    for cut in [start + cut for cut in pauses(held)] + [start + len(held)]:
+        if cut > own:
+            yield _between_pauses(held, start, own, cut)
+            held, start, own = held[cut - start :], cut, cut
 
 
-def _frames(first: int, last: int) -> slice:
-    return slice(first // FRAME_HOP, last // FRAME_HOP)
+def _between_pauses(held: np.ndarray, start: int, own: int, cut: int) -> Window:
+    """The window whose own samples are `own` to `cut` of the stream, without the silence at its ends.
+
+    `held` begins at `start`; what it has before `own` is context, since there was no pause at `own`.
+    """
+    loud = np.flatnonzero(_is_loud(held[: cut - start])) * ENERGY_HOP + start
+    margin = round(MARGIN * SAMPLE_RATE)
+    first, last = start, cut
+    if len(loud):
+        first = max(start, int(loud[0]) - margin) if own == start else start
+        last = min(cut, int(loud[-1]) + ENERGY_HOP + margin)
+    first = first // FRAME_HOP * FRAME_HOP
+    return Window(held[first - start : last - start], first // FRAME_HOP, _frames(own, cut), ends_in_pause=True)
+
+
+def _frames(first: int, last: int) -> tuple[int, int]:
+    return first // FRAME_HOP, last // FRAME_HOP
+
+
+def _is_loud(samples: np.ndarray) -> np.ndarray:
+    """bool [10 ms frames]: whether something is heard there, beside what is heard all along."""
+    rows = samples[: len(samples) // ENERGY_HOP * ENERGY_HOP].reshape(-1, ENERGY_HOP)
+    if len(rows) == 0:
+        return np.zeros(0, bool)
+    level = 10 * np.log10((rows.astype(np.float64) ** 2).mean(axis=1) + 1e-10)  # dB
+    quiet, loud = np.quantile(level, (0.03, 0.95))
+    if loud - quiet < LEAST_RANGE:
+        return np.ones(len(rows), bool)
+    return level > quiet + THRESHOLD * (loud - quiet)
+
+
+def pauses(samples: np.ndarray) -> list[int]:
+    """Where to cut: the middle of each pause between two sounds, in samples, on a frame of the student's."""
+    loud = np.flatnonzero(_is_loud(samples))
+    gaps = np.flatnonzero(np.diff(loud) * ENERGY_HOP > PAUSE * SAMPLE_RATE)
+    middles = (loud[gaps] + loud[gaps + 1]) * ENERGY_HOP // 2
+    return (middles // FRAME_HOP * FRAME_HOP).tolist()
 
 
 def words_of(symbols: Iterable[int], vocabulary: Vocabulary) -> Iterator[Word]:
-    """Words of a stream of frames' symbols, as `Vocabulary.decode` spells them, with the times of their letters."""
+    """Words of a stream of frames' symbols, as `Vocabulary.decode` spells them, with the times of their letters.
+
+    BREAK takes a frame's place in the stream without counting as one: a word ends there.
+    """
     letters: list[str] = []
-    first = last = 0
+    frame = first = last = 0
     previous = vocabulary.blank
-    for frame, symbol in enumerate(symbols):
-        name = vocabulary.name(symbol)
+    for symbol in symbols:
+        name = " " if symbol == BREAK else vocabulary.name(symbol)
         if name == " " and letters:
             yield _word(letters, first, last)
             letters = []
@@ -128,6 +190,7 @@ def words_of(symbols: Iterable[int], vocabulary: Vocabulary) -> Iterator[Word]:
                 letters.append(name)
             last = frame
         previous = symbol
+        frame += symbol != BREAK
     if letters:
         yield _word(letters, first, last)
 
@@ -157,14 +220,24 @@ def transcribe_file(
         raise BadAudio(f"{seconds:.2f} s, shorter than {MIN_SECONDS} s")
 
     def symbols() -> Iterator[int]:
-        done = 0
-        for samples, own in windows(blocks):
-            kept = recogniser.symbols(samples)[own]
-            done += len(kept)
-            on_progress(min(seconds, done * FRAME_HOP / SAMPLE_RATE), seconds)
-            yield from kept.tolist()
+        for window in windows(blocks):
+            yield from own_symbols(recogniser, window)
+            if window.ends_in_pause:
+                yield BREAK
+            on_progress(min(seconds, window.own[1] * FRAME_HOP / SAMPLE_RATE), seconds)
 
     return list(words_of(symbols(), recogniser.vocabulary))
+
+
+def own_symbols(recogniser: Recogniser, window: Window) -> list[int]:
+    """The best symbols of the window's own frames; those that are not heard are blank."""
+    first, last = window.own
+    own = np.full(last - first, recogniser.vocabulary.blank)
+    heard = recogniser.symbols(window.samples)
+    begin, end = max(first, window.first_heard), min(last, window.first_heard + len(heard))
+    if end > begin:
+        own[begin - first : end - first] = heard[begin - window.first_heard : end - window.first_heard]
+    return own.tolist()
 
 
 def cues(words: list[Word]) -> list[list[Word]]:
@@ -173,7 +246,7 @@ def cues(words: list[Word]) -> list[list[Word]]:
     for word in words:
         group = grouped[-1] if grouped else []
         length = sum(len(each.text) + 1 for each in group) + len(word.text)
-        new = not group or word.start - group[-1].end > PAUSE
+        new = not group or word.start - group[-1].end > CUE_PAUSE
         if new or length > MAX_CUE or word.end - group[0].start > MAX_CUE_SECONDS:
             grouped.append([word])
         else:

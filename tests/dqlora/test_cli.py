@@ -1,0 +1,127 @@
+"""The command line as a user meets it: files in, words out, one line for each mistake."""
+
+import errno
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from dqlora import cli
+from dqlora.cli import app
+from tests.conftest import RATE, ROOT, tone, wav_bytes
+
+MODEL = str(ROOT / "presets/mini/student")
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    """Two clips of the mini corpus as files, of different rates and channels."""
+    import pyarrow.parquet
+
+    from dqlora.audio import read_audio
+
+    table = pyarrow.parquet.read_table(ROOT / "presets/mini/speech/test/0000.parquet", columns=["audio"])
+    for name, row in zip(("one.wav", "two.flac"), table.to_pylist(), strict=False):
+        samples = read_audio(row["audio"]["bytes"])
+        soundfile.write(tmp_path / name, np.stack([samples] * 2, axis=1), RATE)
+    return tmp_path
+
+
+def run(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["transcribe", *arguments, "--model", MODEL])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_text_of_one_and_of_several_files(speech: Path) -> None:
+    code, one, _ = run(str(speech / "one.wav"))
+    assert code == 0 and len(one.split()) > 5
+    code, both, _ = run(str(speech / "one.wav"), str(speech / "two.flac"))
+    assert code == 0
+    assert both.splitlines()[0] == f"{speech / 'one.wav'}: {one.strip()}"
+    assert both.splitlines()[1].startswith(f"{speech / 'two.flac'}: ")
+
+
+def test_every_format_has_the_same_words(speech: Path, tmp_path: Path) -> None:
+    out = tmp_path / "transcripts"
+    for form in ("txt", "json", "srt", "vtt"):
+        assert run(str(speech / "one.wav"), "--format", form, "--output", str(out))[0] == 0
+    text = (out / "one.txt").read_text().strip()
+    made = json.loads((out / "one.json").read_text())
+    assert made["text"] == text == " ".join(word["text"] for word in made["words"])
+    starts = [word["start"] for word in made["words"]]
+    assert starts == sorted(starts) and starts[-1] < soundfile.info(speech / "one.wav").duration
+    for form in ("srt", "vtt"):
+        lines = (out / f"one.{form}").read_text().splitlines()
+        spoken = [line for line in lines if line and "-->" not in line and not line.isdigit() and line != "WEBVTT"]
+        assert " ".join(spoken) == text
+
+
+def test_standard_input_through_a_pipe(speech: Path) -> None:
+    command = [sys.executable, "-m", "dqlora.cli", "transcribe", "-", "--model", MODEL]
+    with (speech / "one.wav").open("rb") as file:
+        ended = subprocess.run(command, stdin=file, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ended.stdout == run(str(speech / "one.wav"))[1]
+
+
+def test_bad_files_are_named_and_the_others_transcribed(speech: Path) -> None:
+    bad = {
+        "missing.wav": (None, "No such file or directory"),
+        "folder.wav": ("folder", "Is a directory"),
+        "text.wav": (b"not a sound " * 100, "not readable as audio"),
+        "empty.wav": (b"", "empty file"),
+        "cut.wav": (wav_bytes(tone(2.0))[:9000], "truncated file"),
+        "short.wav": (wav_bytes(tone(0.01)), "0.01 s, shorter than 0.3 s"),
+        "nan.wav": (wav_bytes(np.full(RATE, np.nan, np.float32), subtype="FLOAT"), "NaN or infinite samples"),
+    }
+    for name, (content, _) in bad.items():
+        if content == "folder":
+            (speech / name).mkdir()
+        elif isinstance(content, bytes):
+            (speech / name).write_bytes(content)
+    soundfile.write(speech / "ten.wav", np.stack([tone(1.0)] * 10, axis=1), RATE)
+    code, out, errors = run(*(str(speech / name) for name in (*bad, "ten.wav", "one.wav")))
+    assert code == 1
+    assert [line.split(": ")[0] for line in out.splitlines()] == [str(speech / "ten.wav"), str(speech / "one.wav")]
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == len(bad)
+    for line, (name, (_, reason)) in zip(lines, bad.items(), strict=True):
+        assert line.startswith(f"error: {speech / name}: ") and reason in line
+
+
+def test_an_unreadable_model_ends_with_one_line(speech: Path) -> None:
+    broken = speech / "model"
+    shutil.copytree(MODEL, broken)
+    (broken / "model.safetensors").write_bytes(b"cut")
+    for model, message in {"nowhere": "no such folder", str(broken): "cut short or damaged"}.items():
+        result = CliRunner().invoke(app, ["transcribe", str(speech / "one.wav"), "--model", model])
+        assert result.exit_code == 1
+        assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_subtitles_of_several_files_need_a_folder(speech: Path) -> None:
+    code, _, errors = run(str(speech / "one.wav"), str(speech / "two.flac"), "--format", "srt")
+    assert code == 1 and "several files need --output FOLDER" in errors
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [(KeyboardInterrupt(), 130, "interrupted at"), (OSError(errno.ENOSPC, "full"), 1, "no space left to write")],
+)
+def test_an_interruption_and_a_full_disk_leave_no_half_file(
+    raised: BaseException, code: int, said: str, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(cli, "write_whole" if isinstance(raised, OSError) else "transcribe_file", fail)
+    out = tmp_path / "out"
+    found, _, errors = run(str(speech / "one.wav"), "--output", str(out))
+    assert found == code and said in errors
+    assert not out.exists() or not list(out.iterdir())
