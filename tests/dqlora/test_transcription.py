@@ -85,7 +85,7 @@ def test_words_are_those_of_the_decoder_at_their_frames(vocabulary: Vocabulary) 
         assert " ".join(word.text for word in words) == vocabulary.decode(symbols)
         assert all(a.end <= b.start for a, b in itertools.pairwise(words))
     a, b = vocabulary.encode("AB")
-    assert list(words_of([0, a, a, 0, b, 0, 4, a], vocabulary)) == [Word("ab", 0.02, 0.1), Word("a", 0.14, 0.16)]
+    assert list(words_of([0, a, a, 0, b, 0, 4, a], vocabulary)) == [Word("ab", 0.0, 0.1), Word("a", 0.1, 0.16)]
     assert list(words_of([a, BREAK, a], vocabulary)) == [Word("a", 0.0, 0.02), Word("a", 0.02, 0.04)]
 
 
@@ -138,6 +138,14 @@ def test_joined_clips_lose_and_double_no_words(mini: Recogniser, clips: list[np.
     firsts = [starts[n] / RATE + alone[n][0].start for n in range(len(clips))]
     for first in firsts:
         assert min(abs(word.start - first) for word in words) < 0.05
+
+
+def test_words_start_when_they_are_said(mini: Recogniser, clips: list[np.ndarray]) -> None:
+    """The first word of a clip begins with its first sound, which is known."""
+    for clip in clips:
+        power = (clip[: len(clip) // 160 * 160].reshape(-1, 160) ** 2).mean(axis=1)
+        onset = np.flatnonzero(power > power.max() * 1e-4)[0] / 100
+        assert transcribe_file(mini, wav(clip))[0].start == pytest.approx(onset, abs=0.15)
 
 
 def test_silence_says_nothing(mini: Recogniser) -> None:
