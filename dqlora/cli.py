@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -10,6 +11,9 @@ from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, BinaryIO
+
+# oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 import torch
 import typer
