@@ -21,8 +21,19 @@ from tqdm import tqdm
 
 from dqlora.audio import BadAudio
 from dqlora.errors import UserError, quieten_libraries
-from dqlora.storage import write_whole
-from dqlora.transcription import Recogniser, Word, as_json, load_recogniser, subtitles, text_of, transcribe_file
+from dqlora.export import merge, save_merged, save_onnx, size_mb
+from dqlora.storage import whole_folder, write_whole
+from dqlora.transcription import (
+    Recogniser,
+    Word,
+    as_json,
+    base_of_run,
+    load_recogniser,
+    newest_run,
+    subtitles,
+    text_of,
+    transcribe_file,
+)
 
 app = typer.Typer(help="Speech recognition in noise.", no_args_is_help=True, add_completion=False)
 INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
@@ -80,6 +91,32 @@ def transcribe(
             raise typer.Exit(INTERRUPTED) from None
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="A folder to write merged/ and onnx/ to.")],
+    model: Annotated[Path | None, typer.Option(help="A run's adapter folder; else the newest run.")] = None,
+) -> None:
+    """Write a run's student as others load it: merged/ for transformers, onnx/ in 8 bits for onnxruntime.
+
+    The pipeline does so for its own run and measures both: models/<preset>/exported, metrics/export.json.
+    """
+    try:
+        adapter = model or newest_run()
+        if not (adapter / "run.json").exists():
+            raise UserError(f"{adapter}: no run's adapter folder (no run.json)")
+        student, quantize = base_of_run(adapter)
+        merged = merge(student, adapter, quantize)
+        with whole_folder(output) as folder:
+            for name, save in (("merged", save_merged), ("onnx", save_onnx)):
+                (folder / name).mkdir()
+                save(merged, student, folder / name)
+                print(f"{output / name}: {size_mb(folder / name):.1f} MB")
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        _fail(f"{output}: {error.strerror or error}")
 
 
 def _fail(message: str) -> None:

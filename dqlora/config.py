@@ -159,6 +159,7 @@ class Paths:
         self.pretrained_head = models / "pretrained" / "teacher_head"  # where the preset starts from one
         self.teacher_head = models / "teacher_head"
         self.adapter = models / "adapter"
+        self.exported = models / "exported"
         self.checkpoints = models / "checkpoints"
         self.metrics = root / "metrics"
 

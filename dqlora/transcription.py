@@ -12,9 +12,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from torch import nn
+from transformers import Wav2Vec2Config
 
 from dqlora.audio import FRAME_HOP, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, BadAudio, stream_audio
 from dqlora.errors import UserError
+from dqlora.export import ONNX, OnnxStudent
 from dqlora.pretrained import locate_student
 from dqlora.storage import read_json
 from dqlora.student import FromFeatures, base_of, cnn_features, frames_of, load_adapted, load_student
@@ -48,15 +50,31 @@ class Recogniser:
         self.model, self.vocabulary, self.device = model, vocabulary, device
         self.config = base_of(model).config
 
-    @torch.inference_mode()
     def symbols(self, samples: np.ndarray) -> np.ndarray:
         """The best symbol of each frame, int64 [frames], of float32 [samples]; silence is blank."""
         frames = frames_of(self.config, len(samples))
         if frames == 0 or np.abs(samples).max() < SILENCE_PEAK:
             return np.full(frames, self.vocabulary.blank)
+        return self.best(samples)
+
+    @torch.inference_mode()
+    def best(self, samples: np.ndarray) -> np.ndarray:
+        """`symbols` of what is long and loud enough."""
         features = cnn_features(self.model, samples)
-        logits = FromFeatures(self.model)(features[None], torch.tensor([frames], device=self.device))
+        logits = FromFeatures(self.model)(features[None], torch.tensor([len(features)], device=self.device))
         return logits[0].argmax(-1).cpu().numpy()
+
+
+class OnnxRecogniser(Recogniser):
+    """An ONNX export, on the CPU."""
+
+    def __init__(self, folder: Path):
+        self.student = OnnxStudent(folder)
+        self.vocabulary = self.student.vocabulary
+        self.config = Wav2Vec2Config.from_pretrained(folder)
+
+    def best(self, samples: np.ndarray) -> np.ndarray:
+        return self.student.symbols(samples)
 
 
 def newest_run(models: Path = Path("models")) -> Path:
@@ -67,14 +85,23 @@ def newest_run(models: Path = Path("models")) -> Path:
     return adapters[-1].parent
 
 
+def base_of_run(adapter: Path) -> tuple[Path, str]:
+    """The folder of the student that a run adapted, and how that was quantised."""
+    run = read_json(adapter / "run.json")
+    student = Path(run["student"])
+    if not student.is_dir():
+        raise UserError(f"{adapter}: its base, {student}, is not here; run from the project's root, after `dvc repro`")
+    return student, run["quantize"]
+
+
 def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
     """Load what is to transcribe.
 
     Parameters
     ----------
     source
-        a run's adapter folder, the folder of a Wav2Vec2ForCTC, or owner/name@revision on the hub; None for the newest
-        run.
+        a run's adapter folder, the folder of a Wav2Vec2ForCTC, exported or not, the folder of an ONNX export, or
+        owner/name@revision on the hub; None for the newest run.
 
     Raises
     ------
@@ -82,14 +109,11 @@ def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
         if there is no such model, or it is none of these.
     """
     folder = newest_run() if source is None else Path(source)
+    if (folder / ONNX).exists():
+        return OnnxRecogniser(folder)
     if (folder / "run.json").exists():
-        run = read_json(folder / "run.json")
-        student = Path(run["student"])
-        if not student.is_dir():
-            raise UserError(
-                f"{folder}: its base, {student}, is not here; run from the project's root, after `dvc repro`"
-            )
-        model = load_adapted(student, folder, run["quantize"], device)
+        student, quantize = base_of_run(folder)
+        model = load_adapted(student, folder, quantize, device)
         return Recogniser(model, Vocabulary.load(student / "vocab.json"), device)
     if not folder.is_dir() and "@" not in str(source):
         raise UserError(f"--model {source}: no such folder; a model on the hub is owner/name@revision")

@@ -28,6 +28,7 @@ STAGES = (
     "train_teacher_head",
     "train",
     "evaluate",
+    "export",
     "report",
 )
 OUTPUTS = {
@@ -39,6 +40,7 @@ OUTPUTS = {
     "train_teacher_head": "models/fleurs/teacher_head",
     "train": "models/fleurs/adapter",
     "evaluate": "metrics/test",
+    "export": "models/fleurs/exported",
 }
 ENVIRONMENT = {
     **os.environ,

@@ -1,0 +1,114 @@
+"""A trained student as others load it: one transformers folder, and one ONNX file in 8 bits."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2ForCTC
+
+from dqlora.student import frame_geometry, load_student
+from dqlora.text import Vocabulary
+
+PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
+ONNX = "model.onnx"
+LONGEST = 60  # s that the ONNX model takes at once
+
+
+def merge(student: Path, adapter: Path, quantize: str) -> Wav2Vec2ForCTC:
+    """The student with its adapter's updates added to its weights, in float32; 4-bit weights are widened first.
+
+    Merged into what it was trained on, that is, not into the weights before they were quantised.
+    """
+    cpu = torch.device("cpu")
+    if not (adapter / "adapter_config.json").exists():
+        return load_student(adapter, "none", cpu)
+    from peft import PeftModel
+
+    base = load_student(student, quantize, cpu)
+    if quantize != "none":
+        base = base.dequantize()
+    return PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
+
+
+def save_merged(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
+    """Write what `transformers.pipeline("automatic-speech-recognition", folder)` loads; `student` has the processor."""
+    model.save_pretrained(folder)
+    for name in PROCESSOR:
+        shutil.copyfile(student / name, folder / name)
+
+
+class FromAudio(nn.Module):
+    """Logits [batch, frames, vocabulary] of audio [batch, samples] as it is, in [-1, 1] at 16 kHz."""
+
+    def __init__(self, model: Wav2Vec2ForCTC):
+        super().__init__()
+        self.model = model
+
+    def forward(self, audio: Tensor) -> Tensor:
+        mean = audio.mean(-1, keepdim=True)
+        variance = audio.var(-1, keepdim=True, unbiased=False)
+        return self.model((audio - mean) / (variance + 1e-7).sqrt()).logits
+
+
+def save_onnx(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
+    """Write model.onnx, and beside it vocab.json and config.json.
+
+    Weights of matrix products are int8, a scale for each column, and their inputs are quantised as they come
+    (onnxruntime's dynamic quantisation); convolutions stay in float32.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    samples = torch.export.Dim("samples", min=frame_geometry(model.config)[0], max=LONGEST * 16_000)
+    example = torch.randn(1, 32_000, generator=torch.Generator().manual_seed(0))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = Path(temporary) / ONNX
+        torch.onnx.export(
+            FromAudio(model).eval(),
+            (example,),
+            whole,
+            input_names=["audio"],
+            output_names=["logits"],
+            dynamic_shapes=({1: samples},),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here
+        quantize_dynamic(
+            whole, folder / ONNX, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+        root.setLevel(level)
+    model.config.save_pretrained(folder)
+    shutil.copyfile(student / "vocab.json", folder / "vocab.json")
+    shutil.copyfile(student / "tokenizer_config.json", folder / "tokenizer_config.json")
+
+
+class OnnxStudent:
+    """What `save_onnx` wrote, on the CPU."""
+
+    def __init__(self, folder: Path, threads: int = 0):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads  # 0: all cores
+        providers = ["CPUExecutionProvider"]
+        self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=providers)
+        self.vocabulary = Vocabulary.load(folder / "vocab.json")
+
+    def symbols(self, samples: np.ndarray) -> np.ndarray:
+        """The best symbol of each frame, int64 [frames], of float32 [samples]."""
+        return self.session.run(None, {"audio": samples[None].astype(np.float32)})[0][0].argmax(-1)
+
+
+def size_mb(folder: Path) -> float:
+    """Of all its files, in MB (10^6 bytes)."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

@@ -1,0 +1,81 @@
+"""Export the distilled student and measure it again: models/<preset>/exported/{merged,onnx}, metrics/export.json."""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dqlora.audio import SAMPLE_RATE, to_float32
+from dqlora.config import Paths, load_params, load_preset
+from dqlora.errors import UserError, run_stage
+from dqlora.export import OnnxStudent, merge, save_merged, save_onnx, size_mb
+from dqlora.storage import whole_folder, write_json
+from dqlora.student import load_student, transcribe
+from dqlora.text import Vocabulary
+from stages.evaluate import metrics_of, score, test_clips
+
+ALLOWED = 0.005  # of WER that an export may differ from the adapter it was made of
+
+
+def read_all(read: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str) -> tuple[list[str], float]:
+    """Transcripts, and RTF: seconds of computing per second of audio."""
+    started = time.perf_counter()
+    texts = [read(to_float32(clip)) for clip in tqdm(clips, f"{name} transcribes", unit=" clips")]
+    return texts, (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
+
+
+def main() -> None:
+    params = load_params()
+    language = load_preset(params.preset).speech.language
+    paths = Paths(params.preset)
+    vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    predictions = paths.metrics / "test" / "predictions.jsonl"
+    if not predictions.exists():
+        raise UserError(f"{predictions}: no such file; run `dvc repro evaluate`")
+    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    _, clips = test_clips(paths)
+
+    model = merge(paths.student, paths.adapter, params.student.quantize)
+    with whole_folder(paths.exported) as folder:
+        for name, save in (("merged", save_merged), ("onnx", save_onnx)):
+            (folder / name).mkdir()
+            save(model, paths.student, folder / name)
+    del model
+    merged = load_student(paths.exported / "merged", "none", torch.device("cpu"))
+    onnx = OnnxStudent(paths.exported / "onnx")
+    readers: dict[str, Callable[[np.ndarray], str]] = {
+        "merged": lambda samples: transcribe(merged, vocabulary, samples),
+        "onnx": lambda samples: vocabulary.decode(onnx.symbols(samples).tolist()),
+    }
+    adapter = metrics_of(score(rows, "distilled", language))
+    metrics = {}
+    for name, read in readers.items():
+        texts, rtf = read_all(read, clips, name)
+        for row, text in zip(rows, texts, strict=True):
+            row[name] = text
+        found = metrics_of(score(rows, name, language))
+        differences = {
+            condition: found[condition]["wer"] - adapter[condition]["wer"] for condition in ("clean", "noisy")
+        }
+        metrics[name] = {
+            "clean": found["clean"],
+            "noisy": found["noisy"],
+            "wer_difference": differences,
+            "size_mb": size_mb(paths.exported / name),
+            "rtf": rtf,
+        }
+        print(
+            f"{name:>6}: {metrics[name]['size_mb']:.1f} MB, clean WER {found['clean']['wer']:.1%}, "
+            f"noisy {found['noisy']['wer']:.1%}"
+        )
+        if max(map(abs, differences.values())) > ALLOWED:
+            print(f"warning: {name} differs from the adapter by more than {ALLOWED:.1%} WER", file=sys.stderr)
+    write_json(paths.metrics / "export.json", metrics)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,131 @@
+"""The exports load in plain transformers and plain onnxruntime, and say what the adapter says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from dqlora.cli import app
+from dqlora.config import Lora
+from dqlora.export import OnnxStudent, merge, save_merged, save_onnx
+from dqlora.storage import write_json
+from dqlora.student import FromFeatures, add_lora, cnn_features, load_adapted, load_student
+from dqlora.transcription import load_recogniser
+from tests.conftest import ROOT, tone
+
+CPU = torch.device("cpu")
+STUDENT = ROOT / "presets/mini/student"
+LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "intermediate_dense"])
+WITHOUT_THE_PROJECT = "import sys; sys.modules['dqlora'] = None\n"  # importing it would fail
+PIPELINE = """
+import sys, numpy
+from transformers import pipeline
+read = pipeline("automatic-speech-recognition", model=sys.argv[1])
+print(read({"raw": numpy.load(sys.argv[2]), "sampling_rate": 16000})["text"])
+"""
+RUNTIME = """
+import json, sys, numpy, onnxruntime
+from pathlib import Path
+folder = Path(sys.argv[1])
+session = onnxruntime.InferenceSession(folder / "model.onnx")
+names = {index: name for name, index in json.loads((folder / "vocab.json").read_text()).items()}
+best = session.run(None, {"audio": numpy.load(sys.argv[2])[None]})[0][0].argmax(-1)
+merged = [names[i] for before, i in zip([-1, *best], best) if i != before]
+print("".join(name for name in merged if name != "<pad>").replace("|", " "))
+"""
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's adapter on the mini student in 4 bits; its updates are random and small."""
+    folder = tmp_path_factory.mktemp("run") / "adapter"
+    model = add_lora(load_student(STUDENT, "nf4", CPU), LORA, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            weight.data = 0.01 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder)
+    write_json(folder / "run.json", {"student": str(STUDENT), "quantize": "nf4"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(adapter: Path) -> Path:
+    folder = adapter.parent / "exported"
+    result = CliRunner().invoke(app, ["export", str(folder), "--model", str(adapter)])
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(adapter: Path) -> Path:
+    import pyarrow.parquet
+
+    from dqlora.audio import read_audio
+
+    table = pyarrow.parquet.read_table(ROOT / "presets/mini/speech/test/0000.parquet", columns=["audio"])
+    path = adapter.parent / "clip.npy"
+    np.save(path, read_audio(table.to_pylist()[0]["audio"]["bytes"]))
+    return path
+
+
+def test_merged_weights_give_the_adapters_logits(adapter: Path) -> None:
+    samples = tone(2.0)
+    adapted = load_adapted(STUDENT, adapter, "nf4", CPU)
+    merged = merge(STUDENT, adapter, "nf4")
+    with torch.inference_mode():
+        logits = [
+            FromFeatures(model)(features[None], torch.tensor([len(features)]))
+            for model in (adapted, merged)
+            if (features := cnn_features(model, samples)) is not None
+        ]
+    torch.testing.assert_close(*logits, atol=1e-3, rtol=0)
+    base = load_student(STUDENT, "nf4", CPU)
+    with torch.inference_mode():
+        unadapted = FromFeatures(base)(cnn_features(base, samples)[None], torch.tensor([logits[0].shape[1]]))
+    assert (unadapted - logits[0]).abs().max() > 0.1  # the adapter does something
+
+
+@pytest.mark.parametrize(("script", "kind"), [(PIPELINE, "merged"), (RUNTIME, "onnx")])
+def test_it_loads_without_this_project(script: str, kind: str, exported: Path, clip: Path, adapter: Path) -> None:
+    command = [sys.executable, "-I", "-c", WITHOUT_THE_PROJECT + script, str(exported / kind), str(clip)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    recogniser = load_recogniser(str(exported / kind), CPU)
+    expected = recogniser.vocabulary.decode(recogniser.symbols(np.load(clip)).tolist())
+    assert ended.stdout.strip().lower() == expected and len(expected.split()) > 5
+    reference = load_recogniser(str(adapter), CPU).symbols(np.load(clip))
+    assert (recogniser.symbols(np.load(clip)) == reference).mean() > 0.97
+
+
+def test_the_onnx_model_takes_any_length(exported: Path) -> None:
+    student = OnnxStudent(exported / "onnx", threads=1)
+    assert [len(student.symbols(tone(seconds))) for seconds in (0.03, 1.0, 20.0)] == [1, 49, 999]
+
+
+def test_no_pickle_and_no_quantisation_is_left(exported: Path) -> None:
+    assert {file.suffix for file in exported.rglob("*") if file.is_file()} == {".json", ".safetensors", ".onnx"}
+    for kind in ("merged", "onnx"):
+        assert "quantization_config" not in json.loads((exported / kind / "config.json").read_text())
+
+
+def test_full_fine_tuning_exports_as_it_is(student_folder: Path, tmp_path: Path) -> None:
+    trained = load_student(student_folder, "none", CPU)
+    trained.lm_head.weight.data += 1
+    trained.save_pretrained(tmp_path / "adapter")
+    model = merge(student_folder, tmp_path / "adapter", "none")
+    torch.testing.assert_close(model.lm_head.weight, trained.lm_head.weight)
+    for save in (save_merged, save_onnx):
+        (tmp_path / save.__name__).mkdir()
+        save(model, student_folder, tmp_path / save.__name__)
+
+
+def test_what_is_no_run_is_named(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--model", str(STUDENT)])
+    assert result.exit_code == 1 and "no run's adapter folder (no run.json)" in result.stderr
+    assert not (tmp_path / "out").exists()
