@@ -153,10 +153,10 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     assert {"id", "condition", "reference", "base", "distilled", "teacher"} <= set(predictions[0])
 
 
-def test_a_second_repro_runs_nothing_and_an_experiment_runs_three_stages(project: Path) -> None:
+def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: Path) -> None:
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     experiment = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
-    assert stages_run(experiment.stdout) == ["train", "evaluate", "report"]
+    assert stages_run(experiment.stdout) == ["train", "evaluate", "export", "report"]
     assert "train" in run("dvc", "metrics", "diff", folder=project).stdout
     shown = json.loads(run("dvc", "exp", "show", "--json", folder=project).stdout)
     assert "0.5" in json.dumps(shown)

