@@ -3,7 +3,8 @@
 python -m study.run --steps 350 --finalist-steps 1000 --seed 0 --seed 1 --seed 2
 
 Reads what the stages up to train_teacher_head left for the preset. Each run is one line of results.jsonl; those that
-stand there already are not made again. `python -m study.table` reads them.
+stand there already are not made again: after a change of code or data, name another file (--results). `python -m
+study.table` reads them.
 """
 
 import functools
@@ -34,7 +35,7 @@ from dqlora.student import base_of, cnn_features, load_student
 from dqlora.text import Vocabulary, frames_needed
 from dqlora.training import read_batched, train_student
 from stages.evaluate import test_clips
-from stages.train import adapt, distillation_targets
+from stages.train import adapt, distillation_targets, fingerprint
 from study.variants import COMMON, FINALISTS, VARIANTS, Variant
 
 BASE = "base, unadapted"
@@ -55,7 +56,8 @@ def changed(params: Params, variant: Variant, seed: int) -> Params:
 def cache_features(paths: Paths, device: torch.device) -> Path:
     """CNN features of every clip that the study trains and tests on, and the test rows: <data>/study_features."""
     folder = paths.clean.parent / "study_features"
-    if folder.exists():
+    current = fingerprint(paths.student, paths.noisy, paths.clean / "test")
+    if (folder / "made_from").exists() and (folder / "made_from").read_text() == current:
         return folder
     model = load_student(paths.student, "none", device)
     width = base_of(model).config.conv_dim[-1]
@@ -72,6 +74,7 @@ def cache_features(paths: Paths, device: torch.device) -> Path:
                 out.append(
                     cnn_features(model, to_float32(clip)).cpu().numpy(), **row | {"test": row["id"], "id": number}
                 )
+        (temporary / "made_from").write_text(current)
     return folder
 
 

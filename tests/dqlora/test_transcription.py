@@ -102,6 +102,14 @@ def test_a_stream_is_the_recording(rate: int, channels: int) -> None:
     np.testing.assert_allclose(found[: len(expected)][1000:-1000], expected[: len(found)][1000:-1000], atol=2e-3)
 
 
+def test_a_stream_of_unknown_length_is_read_to_its_end() -> None:
+    """As a program writes it into a pipe, where it cannot go back to fill in the lengths."""
+    file = bytearray(wav_bytes(tone(3.0)))
+    file[4:8] = file[40:44] = b"\xff" * 4
+    _, stream = stream_audio(io.BytesIO(bytes(file)))
+    assert sum(map(len, stream)) == 3 * RATE
+
+
 @pytest.fixture(scope="module")
 def mini() -> Recogniser:
     return load_recogniser(str(ROOT / "presets/mini/student"), CPU)
