@@ -19,7 +19,9 @@ import torch
 import typer
 from tqdm import tqdm
 
+from dqlora import push as hub_push
 from dqlora.audio import BadAudio
+from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import UserError, quieten_libraries
 from dqlora.export import merge, save_merged, save_onnx, size_mb
 from dqlora.storage import whole_folder, write_whole
@@ -117,6 +119,24 @@ def export(
         _fail(str(error))
     except OSError as error:
         _fail(f"{output}: {error.strerror or error}")
+
+
+@app.command()
+def push(
+    repository: Annotated[str, typer.Argument(help="owner/name on the hub; made if it is not there.")],
+    private: Annotated[bool, typer.Option(help="Whether a new repository is to be seen by its owner alone.")] = False,
+    card: Annotated[bool, typer.Option("--card", help="Only print the model card that would be pushed.")] = False,
+) -> None:
+    """Put the adapter of params.yaml's preset on the hub, with a model card written from its metrics."""
+    try:
+        params = load_params()
+        preset, paths = load_preset(params.preset), Paths(params.preset)
+        if card:
+            print(hub_push.model_card(repository, params, preset, paths))
+        else:
+            print(hub_push.push(repository, private, params, preset, paths))
+    except UserError as error:
+        _fail(str(error))
 
 
 def _fail(message: str) -> None:

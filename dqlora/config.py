@@ -109,6 +109,15 @@ class Noise(Block):
     seconds: Annotated[float, Field(ge=1, le=600)]
 
 
+class Licences(Block):
+    """As they stand in the model card that `dqlora push` writes."""
+
+    student: str
+    teacher: str
+    speech: str
+    noise: str
+
+
 class Budget(Block):
     head_steps: Annotated[int, Field(ge=0, strict=True)]
     steps: Positive
@@ -124,6 +133,7 @@ class Preset(Block):
     student: str
     teacher: str
     teacher_head: str
+    licences: Licences
     budget: Budget
 
 
