@@ -1,4 +1,4 @@
-"""The command `dqlora`."""
+"""The command `dqlora`. What takes seconds to import is imported by the command that needs it."""
 
 import errno
 import json
@@ -10,32 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
-# oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-
-import torch
 import typer
 from tqdm import tqdm
 
-from dqlora import push as hub_push
 from dqlora.audio import BadAudio
-from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import UserError, quieten_libraries
-from dqlora.export import merge, save_merged, save_onnx, size_mb
-from dqlora.storage import whole_folder, write_whole
-from dqlora.transcription import (
-    Recogniser,
-    Word,
-    as_json,
-    base_of_run,
-    load_recogniser,
-    newest_run,
-    subtitles,
-    text_of,
-    transcribe_file,
-)
+
+if TYPE_CHECKING:
+    from dqlora.transcription import Recogniser, Word
+
+# oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
 app = typer.Typer(help="Speech recognition in noise.", no_args_is_help=True, add_completion=False)
 INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
@@ -46,11 +33,6 @@ class Format(StrEnum):
     JSON = "json"
     SRT = "srt"
     VTT = "vtt"
-
-
-@app.callback()
-def main() -> None:
-    quieten_libraries()
 
 
 @app.command()
@@ -66,6 +48,12 @@ def transcribe(
     ] = None,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
+    import torch
+
+    from dqlora.storage import write_whole
+    from dqlora.transcription import load_recogniser
+
+    quieten_libraries()
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
         _fail(f"--format {form}: several files need --output FOLDER")
     try:
@@ -104,6 +92,11 @@ def export(
 
     The pipeline does so for its own run and measures both: models/<preset>/exported, metrics/export.json.
     """
+    from dqlora.export import merge, save_merged, save_onnx, size_mb
+    from dqlora.storage import whole_folder
+    from dqlora.transcription import base_of_run, newest_run
+
+    quieten_libraries()
     try:
         adapter = model or newest_run()
         if not (adapter / "run.json").exists():
@@ -128,13 +121,17 @@ def push(
     card: Annotated[bool, typer.Option("--card", help="Only print the model card that would be pushed.")] = False,
 ) -> None:
     """Put the adapter of params.yaml's preset on the hub, with a model card written from its metrics."""
+    from dqlora import push as hub
+    from dqlora.config import Paths, load_params, load_preset
+
+    quieten_libraries()
     try:
         params = load_params()
         preset, paths = load_preset(params.preset), Paths(params.preset)
         if card:
-            print(hub_push.model_card(repository, params, preset, paths))
+            print(hub.model_card(repository, params, preset, paths))
         else:
-            print(hub_push.push(repository, private, params, preset, paths))
+            print(hub.push(repository, private, params, preset, paths))
     except UserError as error:
         _fail(str(error))
 
@@ -148,7 +145,9 @@ def _stem(name: str) -> str:
     return "stdin" if name == "-" else Path(name).stem
 
 
-def _transcribe(recogniser: Recogniser, name: str) -> list[Word]:
+def _transcribe(recogniser: "Recogniser", name: str) -> "list[Word]":
+    from dqlora.transcription import transcribe_file
+
     with _opened(name) as file, tqdm(desc=Path(name).name, unit="s", disable=None, leave=False) as bar:
 
         def show(done: float, whole: float) -> None:
@@ -170,7 +169,9 @@ def _opened(name: str) -> Iterator[BinaryIO]:
         yield copy
 
 
-def _format(name: str, words: list[Word], form: Format, several: bool) -> str:
+def _format(name: str, words: "list[Word]", form: Format, several: bool) -> str:
+    from dqlora.transcription import as_json, subtitles, text_of
+
     if form == Format.TXT:
         return f"{name}: {text_of(words)}\n" if several else f"{text_of(words)}\n"
     if form == Format.JSON:

@@ -12,7 +12,6 @@ import pytest
 import soundfile
 from typer.testing import CliRunner
 
-from dqlora import cli
 from dqlora.cli import app
 from tests.conftest import RATE, ROOT, tone, wav_bytes
 
@@ -120,7 +119,8 @@ def test_an_interruption_and_a_full_disk_leave_no_half_file(
     def fail(*_: object) -> None:
         raise raised
 
-    monkeypatch.setattr(cli, "write_whole" if isinstance(raised, OSError) else "transcribe_file", fail)
+    broken = "storage.write_whole" if isinstance(raised, OSError) else "transcription.transcribe_file"
+    monkeypatch.setattr(f"dqlora.{broken}", fail)
     out = tmp_path / "out"
     found, _, errors = run(str(speech / "one.wav"), "--output", str(out))
     assert found == code and said in errors
