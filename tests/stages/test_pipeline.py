@@ -202,7 +202,10 @@ def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, 
     elif stage in ("evaluate", "report"):  # their outputs are written within milliseconds: while they compute
         at_most = 0.4 if stage == "report" else 3.0
     kill_while_writing([sys.executable, "-m", f"stages.{stage}"], project, watched, pattern, at_most)
-    assert not output.exists()
+    if stage == "report" and output.exists():  # it may have been quicker
+        assert output.read_text().rstrip().endswith("</html>")
+    else:
+        assert not output.exists()
     again = run("dvc", "repro", "--force", "--single-item", stage, folder=project)
     if stage == "train":
         assert "training goes on from step" in again.stdout
