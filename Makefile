@@ -1,5 +1,6 @@
 # make: set up and run the pipeline. make test: set up and run all tests. make check: lint and types.
-# make study SPEECH=folder NOISE=folder: what docs/distillation.md compares, on your own speech and noise; takes a GPU.
+# make study SPEECH=folder NOISE=folder: what docs/distillation.md compares, on your own speech and noise; takes a GPU,
+# and leaves params.yaml at the preset study.
 .DEFAULT_GOAL := repro
 PYTHON ?= python3
 BIN := .venv/bin
