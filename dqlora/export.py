@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 
+from dqlora.audio import SAMPLE_RATE
 from dqlora.student import frame_geometry, load_student
 from dqlora.text import Vocabulary
 
@@ -63,8 +64,8 @@ def save_onnx(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    samples = torch.export.Dim("samples", min=frame_geometry(model.config)[0], max=LONGEST * 16_000)
-    example = torch.randn(1, 32_000, generator=torch.Generator().manual_seed(0))
+    samples = torch.export.Dim("samples", min=frame_geometry(model.config)[0], max=LONGEST * SAMPLE_RATE)
+    example = torch.randn(1, 2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -95,13 +96,10 @@ def save_onnx(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
 class OnnxStudent:
     """What `save_onnx` wrote, on the CPU."""
 
-    def __init__(self, folder: Path, threads: int = 0):
+    def __init__(self, folder: Path):
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads  # 0: all cores
-        providers = ["CPUExecutionProvider"]
-        self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=providers)
+        self.session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
         self.vocabulary = Vocabulary.load(folder / "vocab.json")
 
     def symbols(self, samples: np.ndarray) -> np.ndarray:

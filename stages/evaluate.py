@@ -4,6 +4,8 @@ import csv
 import json
 import time
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +44,14 @@ def test_clips(paths: Paths) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     return rows, clips
 
 
-def transcribe_all(
-    model: torch.nn.Module, vocabulary: Vocabulary, clips: list[np.ndarray], name: str
-) -> tuple[list[str], float]:
-    """Transcripts one clip at a time, and RTF: seconds of computing per second of audio, the first clip's aside."""
-    transcribe(model, vocabulary, to_float32(clips[0]))
+def transcribe_all(read: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str) -> tuple[list[str], float]:
+    """Transcripts one clip at a time, and RTF: seconds of computing per second of audio, after a first clip unmeasured.
+
+    `read` gives the text of float32 [samples].
+    """
+    read(to_float32(clips[0]))
     started = time.perf_counter()
-    texts = [
-        transcribe(model, vocabulary, to_float32(clip)) for clip in tqdm(clips, f"{name} transcribes", unit=" clips")
-    ]
+    texts = [read(to_float32(clip)) for clip in tqdm(clips, f"{name} transcribes", unit=" clips")]
     return texts, (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
 
 
@@ -117,16 +118,15 @@ def main() -> None:
     rows, clips = test_clips(paths)
 
     distilled = load_adapted(paths.student, paths.adapter, params.student.quantize, device)
-    distilled_texts, rtf = transcribe_all(distilled, vocabulary, clips, "distilled student")
+    distilled_texts, rtf = transcribe_all(partial(transcribe, distilled, vocabulary), clips, "distilled student")
     memory = peak_memory_mb()  # of the distilled student: nothing else has been loaded yet
     adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
     del distilled
-    base_texts, _ = transcribe_all(
-        load_student(paths.student, params.student.quantize, device), vocabulary, clips, "base student"
-    )
+    base = load_student(paths.student, params.student.quantize, device)
+    base_texts, _ = transcribe_all(partial(transcribe, base, vocabulary), clips, "base student")
     teacher_texts = teacher_transcribes(paths.teacher, clips, language, device)
-    for row, base, better, teacher in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):
-        row |= {"base": base, "distilled": better, "teacher": teacher}
+    for row, before, after, heard in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):
+        row |= {"base": before, "distilled": after, "teacher": heard}
 
     errors = {system: score(rows, system, language) for system in SYSTEMS}
     noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in SYSTEMS}

@@ -2,30 +2,21 @@
 
 import json
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from dqlora.audio import SAMPLE_RATE, to_float32
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import UserError, run_stage
 from dqlora.export import OnnxStudent, merge, save_merged, save_onnx, size_mb
 from dqlora.storage import whole_folder, write_json
 from dqlora.student import load_student, transcribe
 from dqlora.text import Vocabulary
-from stages.evaluate import metrics_of, score, test_clips
+from stages.evaluate import metrics_of, score, test_clips, transcribe_all
 
 ALLOWED = 0.005  # of WER that an export may differ from the adapter it was made of
-
-
-def read_all(read: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str) -> tuple[list[str], float]:
-    """Transcripts, and RTF: seconds of computing per second of audio."""
-    started = time.perf_counter()
-    texts = [read(to_float32(clip)) for clip in tqdm(clips, f"{name} transcribes", unit=" clips")]
-    return texts, (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
 
 
 def main() -> None:
@@ -48,13 +39,13 @@ def main() -> None:
     merged = load_student(paths.exported / "merged", "none", torch.device("cpu"))
     onnx = OnnxStudent(paths.exported / "onnx")
     readers: dict[str, Callable[[np.ndarray], str]] = {
-        "merged": lambda samples: transcribe(merged, vocabulary, samples),
+        "merged": partial(transcribe, merged, vocabulary),
         "onnx": lambda samples: vocabulary.decode(onnx.symbols(samples).tolist()),
     }
     adapter = metrics_of(score(rows, "distilled", language))
     metrics = {}
     for name, read in readers.items():
-        texts, rtf = read_all(read, clips, name)
+        texts, rtf = transcribe_all(read, clips, name)
         for row, text in zip(rows, texts, strict=True):
             row[name] = text
         found = metrics_of(score(rows, name, language))

@@ -104,7 +104,7 @@ def test_it_loads_without_this_project(script: str, kind: str, exported: Path, c
 
 
 def test_the_onnx_model_takes_any_length(exported: Path) -> None:
-    student = OnnxStudent(exported / "onnx", threads=1)
+    student = OnnxStudent(exported / "onnx")
     assert [len(student.symbols(tone(seconds))) for seconds in (0.03, 1.0, 20.0)] == [1, 49, 999]
 
 
