@@ -57,4 +57,17 @@ VARIANTS: dict[str, Variant] = {
     "whisper letters, λ 1, no blanks": to("whisper_letters", 1.0, frames="letters"),
     "whisper letters, λ 1, around letters": to("whisper_letters", 1.0, frames="around_letters"),
 }
-FINALISTS = (*tuple(VARIANTS)[:10], "base features of layer 8, λ 10")
+# one of each kind, trained at a second budget too
+FINALISTS = (
+    CTC,
+    "base letters, λ 3",
+    "base alignment, λ 1",
+    "base features of layer 8, λ 3",
+    "base features of layer 12, λ 10",
+    "whisper letters, λ 0.3",
+    "whisper alignment, λ 1",
+    "both letters, λ 1",
+    "whisper features at layer 12, λ 1",
+    "CTC only, full fine-tuning",
+    "base features of layer 8, λ 10",
+)
