@@ -1,14 +1,20 @@
 """Batches by seconds of audio, of clips of like length."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dqlora.randomness import generator_for
-from dqlora.student import pad_features
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -23,20 +29,70 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    features: Tensor  # [batch, longest, conv_dim]
-    frames: Tensor  # int64 [batch]
-    labels: Tensor  # int64 [batch, most labels]
-    label_lengths: Tensor  # int64 [batch]
-    teacher: Tensor | None  # [batch, longest, width]
+    """Padded examples. Rows beyond those of `labels` only fill the batch: clips of no frames."""
+
+    features: Tensor  # float16 [clips, longest, conv_dim]
+    frames: Tensor  # int64 [clips], on the CPU
+    labels: Tensor  # int64 [examples, most labels]
+    label_lengths: Tensor  # int64 [examples], on the CPU
+    teacher: Tensor | None  # float16 [clips, longest, width]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch with its features, labels and targets on `device`, to where they may still be on their way."""
+        if device.type == "cpu":
+            return self
+        pinned = {name: each.pin_memory() for name, each in vars(self).items() if each is not None}
+        for name in pinned.keys() - {"frames", "label_lengths"}:
+            pinned[name] = pinned[name].to(device, non_blocking=True)
+        return replace(self, **pinned)
 
 
-def collate(examples: list[Example], device: torch.device) -> Batch:
-    features, frames = pad_features([example.features for example in examples])
+def collate(examples: list[Example], shape: tuple[int, int] | None = None) -> Batch:
+    """A batch as small as the examples allow, or of `shape` (clips, longest)."""
+    clips, longest = shape or (len(examples), max(len(example.features) for example in examples))
+    features, frames = _padded([example.features for example in examples], clips, longest)
     labels = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
     lengths = torch.tensor([len(example.labels) for example in examples])
-    logits = [example.teacher for example in examples if example.teacher is not None]
-    teacher = pad_features(logits)[0].to(device) if logits else None
-    return Batch(features.to(device).float(), frames.to(device), labels.to(device), lengths.to(device), teacher)
+    targets = [example.teacher for example in examples if example.teacher is not None]
+    teacher = _padded(targets, clips, longest)[0] if targets else None
+    return Batch(features, frames, labels, lengths, teacher)
+
+
+def _padded(rows: list[np.ndarray | Tensor], clips: int, longest: int) -> tuple[Tensor, Tensor]:
+    """Rows [frames, width] in one tensor [clips, longest, width], and the frames of each."""
+    padded = torch.zeros(clips, longest, rows[0].shape[1], dtype=torch.float16)
+    frames = torch.zeros(clips, dtype=torch.int64)
+    for number, row in enumerate(rows):
+        padded.numpy()[number, : len(row)] = row
+        frames[number] = len(row)
+    return padded, frames
+
+
+def padded_shape(examples: int, longest: int, budget: int) -> tuple[int, int]:
+    """Clips and frames to pad a batch to where each new shape costs: the frames to a step, the clips to `budget`.
+
+    Parameters
+    ----------
+    longest
+        frames of the longest clip.
+    budget
+        the padded size of a batch, in frames.
+    """
+    frames = rounded_up(longest)
+    return max(examples, budget // frames), frames
+
+
+def rounded_up(frames: int, step: int = 64) -> int:
+    return -(-frames // step) * step
+
+
+def made_ahead(make: Callable[[Item], Made], items: Iterator[Item], ahead: int = 2) -> Generator[Made, None, None]:
+    """`make(item)` of each item in order, made in another thread while the ones before are in use."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(make, item) for item in itertools.islice(items, ahead))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(make, item) for item in itertools.islice(items, 1))
 
 
 def bucketed_batches(lengths: list[int], longest: int, seed: int, epoch: int, jitter: float = 0.1) -> list[list[int]]:

@@ -78,6 +78,7 @@ class Train(Block):
     warmup_share: Share
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
+    dropout: Share
     mask_time_prob: Share
     patience: Positive
 

@@ -16,16 +16,14 @@ def ctc_loss(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tens
     ----------
     logits
         [batch, longest, vocabulary].
-    frames
-        int64 [batch].
     labels
         int64 [batch, most labels], padded with anything.
-    label_lengths
-        int64 [batch], none of them 0.
+    frames, label_lengths
+        int64 [batch], none of them 0; on the CPU, where `F.ctc_loss` wants them, or else it waits for the GPU.
     """
     log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # [longest, batch, vocabulary]
     losses = F.ctc_loss(log_probs, labels, frames, label_lengths, blank=blank, reduction="none")  # [batch]
-    return (losses / label_lengths).sum()
+    return (losses / label_lengths.to(losses.device, non_blocking=True)).sum()
 
 
 def posterior_given_text(logits: Tensor, labels: Tensor, blank: int) -> Tensor:

@@ -11,6 +11,24 @@ from dqlora.student import FromFeatures, base_of
 OF_FEATURES = ("whisper_features", "base_features")  # targets that are features, not letters
 
 
+class Comparison(nn.Module):
+    """The student's logits of a batch, and how far it is from its teacher's letters or features."""
+
+    def __init__(self, student: FromFeatures, projection: nn.Module | None, blank: int, settings: Distill):
+        super().__init__()
+        self.student, self.projection, self.blank, self.settings = student, projection, blank, settings
+
+    def forward(self, features: Tensor, frames: Tensor, teacher: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Logits [batch, longest, vocabulary], and the distance summed over frames where there is a teacher."""
+        logits = self.student(features, frames)
+        if teacher is None:
+            return (logits,)
+        if self.projection is not None:
+            return logits, feature_distance(self.projection(self.student.hidden), teacher, frames)
+        kept = frames_kept(teacher, self.blank, self.settings.frames)
+        return logits, kl_divergence(logits, teacher, frames, self.settings.temperature, kept)
+
+
 class Objective(nn.Module):
     """The loss of a batch as two sums, CTC over clips and distance over frames; 0 for the latter without targets."""
 
@@ -18,24 +36,23 @@ class Objective(nn.Module):
         super().__init__()
         width_of_features = target_width if settings.target in OF_FEATURES else None
         self.student = FromFeatures(model, settings.layer if width_of_features else None)
-        self.blank, self.settings = blank, settings
-        self.projection: nn.Module | None = None
+        self.blank = blank
+        projection: nn.Module | None = None
         if width_of_features:
             base = base_of(model)
             width = base.config.hidden_size
             same = settings.target == "base_features"
             projection = nn.LayerNorm(width, elementwise_affine=False) if same else nn.Linear(width, width_of_features)
-            self.projection = projection.to(base.device)
+            projection.to(base.device)
+        self.comparison: nn.Module = Comparison(self.student, projection, blank, settings)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        logits = self.student(batch.features, batch.frames)
-        ctc = ctc_loss(logits, batch.frames, batch.labels, batch.label_lengths, self.blank)
-        if batch.teacher is None:
-            return ctc, ctc.new_zeros(())
-        if self.projection is not None:
-            return ctc, feature_distance(self.projection(self.student.hidden), batch.teacher, batch.frames)
-        kept = frames_kept(batch.teacher, self.blank, self.settings.frames)
-        return ctc, kl_divergence(logits, batch.teacher, batch.frames, self.settings.temperature, kept)
+        frames = batch.frames.to(batch.features.device, non_blocking=True)
+        targets = () if batch.teacher is None else (batch.teacher,)
+        logits, *distance = self.comparison(batch.features, frames, *targets)
+        clips = len(batch.labels)  # rows beyond them only fill the batch
+        ctc = ctc_loss(logits[:clips], batch.frames[:clips], batch.labels, batch.label_lengths, self.blank)
+        return ctc, distance[0] if distance else ctc.new_zeros(())
 
 
 def frames_kept(teacher: Tensor, blank: int, which: str) -> Tensor | None:

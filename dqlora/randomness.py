@@ -17,7 +17,5 @@ def generator_for(seed: int, *ids: object) -> np.random.Generator:
 
 
 def seed_torch(seed: int, *ids: object) -> None:
-    """Seed torch's generators (dropout) and numpy's legacy one (transformers' SpecAugment draws from it)."""
-    value = seed_for(seed, *ids)
-    torch.manual_seed(value)
-    np.random.seed(value % 2**32)
+    """Seed torch's generators: dropout and masks draw from them."""
+    torch.manual_seed(seed_for(seed, *ids))

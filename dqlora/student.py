@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, Wav2Vec2ForCTC
 
 from dqlora.audio import SAMPLE_RATE
@@ -134,6 +135,15 @@ def cnn_features(model: nn.Module, samples: np.ndarray) -> Tensor:
     return base.wav2vec2.feature_extractor(values[None])[0].T
 
 
+def time_mask(hidden: Tensor, share: float, span: int = 10) -> Tensor:
+    """SpecAugment's mask over time (Park et al. 2019): spans of `span` frames that cover about `share` of them.
+
+    Drawn on the device, where transformers' own draws on the CPU and waits for it. bool [batch, longest, 1].
+    """
+    starts = (torch.rand(hidden.shape[:2], device=hidden.device) < share / span).float()
+    return F.max_pool1d(F.pad(starts, (span - 1, 0)), span, stride=1)[..., None] > 0
+
+
 class FromFeatures(nn.Module):
     """Everything of the student after its CNN. Wraps a Wav2Vec2ForCTC or a PeftModel of one.
 
@@ -167,9 +177,12 @@ class FromFeatures(nn.Module):
         """
         base = base_of(self.model)
         wav2vec2 = base.wav2vec2
-        mask = torch.arange(features.shape[1], device=features.device) < frames[:, None]  # [batch, longest]
-        hidden, _ = wav2vec2.feature_projection(features)
-        hidden = wav2vec2._mask_hidden_states(hidden, attention_mask=mask)
+        # [batch, longest]; a clip of no frames attends to one, or else its softmax would be undefined
+        mask = torch.arange(features.shape[1], device=features.device) < frames[:, None].clamp(min=1)
+        hidden, _ = wav2vec2.feature_projection(features.to(wav2vec2.feature_projection.layer_norm.weight.dtype))
+        if wav2vec2.training and base.config.mask_time_prob > 0:
+            masked = time_mask(hidden, base.config.mask_time_prob)
+            hidden = torch.where(masked, wav2vec2.masked_spec_embed.to(hidden.dtype), hidden)
         tapped = wav2vec2.encoder.layers[(self.layer or 1) - 1]
         with tapped.register_forward_hook(self._keep) if self.layer else nullcontext():
             hidden = wav2vec2.encoder(hidden, attention_mask=mask).last_hidden_state

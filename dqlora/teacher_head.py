@@ -17,7 +17,7 @@ from dqlora.errors import UserError
 from dqlora.losses import ctc_loss, kl_divergence
 from dqlora.randomness import seed_torch
 from dqlora.storage import write_json
-from dqlora.student import pad_features
+from dqlora.student import pad_features, time_mask
 from dqlora.text import Vocabulary
 from dqlora.training import warmup_cosine
 
@@ -58,19 +58,12 @@ class TeacherHead(nn.Module):
         padding = torch.arange(features.shape[1], device=features.device) >= frames[:, None]  # [batch, longest]
         hidden = self.norm(features).masked_fill(padding[..., None], 0.0)
         if self.training and self.settings.mask_share:
-            hidden = hidden * _spans_kept(hidden, self.settings.mask_share)
+            hidden = hidden.masked_fill(time_mask(hidden, self.settings.mask_share), 0.0)
         hidden = self.convolution(hidden.transpose(1, 2)).transpose(1, 2)
         hidden = self.dropout(nn.functional.gelu(hidden))
         for layer in self.layers:
             hidden = layer(hidden, src_key_padding_mask=padding)
         return self.letters(hidden)
-
-
-def _spans_kept(hidden: Tensor, share: float, span: int = 10) -> Tensor:
-    """1 where a frame is kept, 0 in masked spans of `span` frames that cover about `share`. [batch, longest, 1]."""
-    starts = (torch.rand(hidden.shape[:2], device=hidden.device) < share / span).float()
-    covered = nn.functional.max_pool1d(nn.functional.pad(starts, (span - 1, 0)), span, stride=1)
-    return 1.0 - covered[..., None]
 
 
 def save_head(head: TeacherHead, validation_wer: float, folder: Path) -> None:
@@ -112,15 +105,16 @@ def train_head(
     head.train()
     with tqdm(range(steps), "teacher head", unit=" step") as bar:
         for step in bar:
-            batch = collate([training[position] for position in next(batches)], device)
+            batch = collate([training[position] for position in next(batches)]).to(device)
             seed_torch(seed, "head", step)
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * warmup_cosine(step, steps, settings.warmup_share)
-            logits = head(batch.features, batch.frames)
+            frames = batch.frames.to(device)
+            logits = head(batch.features.float(), frames)
             loss = ctc_loss(logits, batch.frames, batch.labels, batch.label_lengths, blank) / len(batch.frames)
             clock = settings.clock * max(0.0, 1 - 2 * step / steps)
             if clock and batch.teacher is not None:
-                kl = kl_divergence(logits, batch.teacher, batch.frames) / batch.frames.sum()
+                kl = kl_divergence(logits, batch.teacher, frames) / frames.sum()
                 (loss + clock * kl).backward()
             else:
                 loss.backward()

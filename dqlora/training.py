@@ -19,9 +19,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from dqlora.audio import FRAMES_PER_SECOND
-from dqlora.batching import Example, bucketed_batches, collate, endless_batches
+from dqlora.batching import (
+    Batch,
+    Example,
+    bucketed_batches,
+    collate,
+    endless_batches,
+    made_ahead,
+    padded_shape,
+    rounded_up,
+)
 from dqlora.config import Budget, Train
 from dqlora.errors import UserError
+from dqlora.gpu import CudaGraphs, InBfloat16, prepare_for_gpu
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
@@ -40,6 +50,16 @@ class Progress:
     seconds: float = 0.0  # of training, over all interruptions
     audio_seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of a batch, and the counts of the whole."""
+
+    batch: Batch
+    weight: float  # 0 where the batch has fewer clips than there are processes
+    clips: int
+    frames: int
 
 
 def warmup_cosine(step: int, steps: int, warmup_share: float) -> float:
@@ -61,7 +81,7 @@ def read_batched(
     hypotheses = [""] * len(features)
     for positions in bucketed_batches([len(one) for one in features], longest, seed=0, epoch=0):
         padded, frames = pad_features([features[position] for position in positions])
-        symbols = model(padded.to(device).float(), frames.to(device)).argmax(-1).cpu()
+        symbols = model(padded.to(device), frames.to(device)).argmax(-1).cpu()
         for position, row, count in zip(positions, symbols, frames.tolist(), strict=True):
             hypotheses[position] = vocabulary.decode(row[:count].tolist())
     model.train(was_training)
@@ -114,8 +134,14 @@ def train_student(
     """
     device = accelerator.device
     longest = round(budget.batch_seconds * FRAMES_PER_SECOND)
+    graphs = device.type == "cuda" and accelerator.num_processes == 1
+    if device.type == "cuda":
+        prepare_for_gpu(objective.student.model)
+        objective.comparison = CudaGraphs(objective.comparison) if graphs else InBfloat16(objective.comparison)
     trainable: dict[str, Tensor] = {name: each for name, each in objective.named_parameters() if each.requires_grad}
-    optimiser = torch.optim.AdamW(trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimiser = torch.optim.AdamW(
+        trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=device.type == "cuda"
+    )
     best = {name: weight.detach().clone() for name, weight in trainable.items()}
     progress = _resume(checkpoint, trainable, best, optimiser) if checkpoint.exists() else Progress()
     if progress.step:
@@ -144,33 +170,43 @@ def train_student(
         validate(train_loss=math.nan)
     losses: list[Tensor] = []
     started = time.perf_counter() - progress.seconds
-    batches = endless_batches([len(example.features) for example in training], longest, seed, start=progress.step)
+    lengths = [len(example.features) for example in training]
+    batches = endless_batches(
+        [rounded_up(length) for length in lengths] if graphs else lengths, longest, seed, start=progress.step
+    )
+
+    def share_of(positions: list[int]) -> Share:
+        mine = positions[accelerator.process_index :: accelerator.num_processes]
+        examples = [training[position] for position in mine or positions[:1]]
+        shape = padded_shape(len(examples), max(lengths[position] for position in positions), longest)
+        return Share(
+            collate(examples, shape if graphs else None),
+            weight=1.0 if mine else 0.0,
+            clips=len(positions),
+            frames=sum(lengths[position] for position in positions),
+        )
+
+    shares = made_ahead(share_of, batches)
     bar = tqdm(
         total=budget.steps, initial=progress.step, desc="train", unit=" step", disable=not accelerator.is_main_process
     )
     while progress.step < budget.steps and progress.validations_without_gain < settings.patience:
-        positions = next(batches)
-        examples = [training[position] for position in positions]
-        mine = examples[accelerator.process_index :: accelerator.num_processes]
-        weight = 1.0 if mine else 0.0  # a batch with fewer clips than processes
-        batch = collate(mine or examples[:1], device)
-        all_frames = sum(len(example.features) for example in examples)
-
+        share = next(shares)
         seed_torch(seed, "dropout", progress.step, accelerator.process_index)
         factor = warmup_cosine(progress.step, budget.steps, settings.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor
-        ctc, distance = wrapped(batch)
-        loss = ctc / len(examples) + lambda_distill * distance / all_frames
+        ctc, distance = wrapped(share.batch.to(device))
+        loss = share.weight * (ctc / share.clips + lambda_distill * distance / share.frames)
         # gradients are averaged over processes, the loss is divided by the whole batch's counts
-        accelerator.backward(weight * loss * accelerator.num_processes)
+        accelerator.backward(loss * accelerator.num_processes)
         accelerator.clip_grad_norm_(trainable.values(), settings.gradient_clip)
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(accelerator.reduce(weight * loss.detach(), reduction="sum"))
+        losses.append(accelerator.reduce(loss.detach(), reduction="sum"))
 
         progress.step += 1
-        progress.audio_seconds += all_frames / FRAMES_PER_SECOND
+        progress.audio_seconds += share.frames / FRAMES_PER_SECOND
         bar.update()
         if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
             train_loss = torch.stack(losses).mean().item()
@@ -186,6 +222,7 @@ def train_student(
             if accelerator.is_main_process:
                 _save(checkpoint, trainable, best, optimiser, progress)
     bar.close()
+    shares.close()
     progress.seconds = time.perf_counter() - started
     with torch.no_grad():
         for name, parameter in trainable.items():

@@ -31,12 +31,12 @@ CLIPS_AT_ONCE = 64
 BATCH_SECONDS = 480  # of audio, padding counted
 
 
-def encode(teacher: Teacher, samples: list[np.ndarray]) -> list[Tensor]:
-    """The teacher's features of each clip, float16 [frames, width], on its device."""
-    features = []
+def encode(teacher: Teacher, samples: list[np.ndarray]) -> list[np.ndarray]:
+    """The teacher's features of each clip, float16 [frames, width]."""
+    features: list[np.ndarray] = []
     for start in tqdm(range(0, len(samples), CLIPS_AT_ONCE), "teacher", unit=" batches", mininterval=5):
         clips = [np.asarray(clip, np.float32) / 32768 for clip in samples[start : start + CLIPS_AT_ONCE]]
-        features += [torch.from_numpy(rows).to(teacher.model.device) for rows in teacher.encode(clips)]
+        features += teacher.encode(clips)
     return features
 
 
@@ -56,7 +56,7 @@ def clock_targets(samples: list[np.ndarray], frames: list[int], device: torch.de
         counts = model._get_feat_extract_output_lengths(lengths)
         for number, rows, count in zip(batch, logits, counts.tolist(), strict=True):
             nearest = student_frames_at(model.config, count, frames[number])
-            targets[number] = rows[torch.from_numpy(nearest).to(device)].half()
+            targets[number] = rows[torch.from_numpy(nearest).to(device)].half().cpu()
     return targets
 
 

@@ -115,8 +115,12 @@ def load_examples(
 
 def adapt(model: Any, params: Params) -> Any:
     """The student with what is to be trained of it: LoRA adapters, or every weight but the CNN's."""
-    model.config.apply_spec_augment = params.train.mask_time_prob > 0
     model.config.mask_time_prob = params.train.mask_time_prob
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = params.train.dropout
+        elif isinstance(getattr(module, "dropout", None), float):  # attention's
+            module.dropout = params.train.dropout
     if params.student.adapt == "lora":
         return add_lora(model, params.lora, params.seed)
     model.requires_grad_(True)
@@ -144,7 +148,7 @@ def main() -> None:
     params = load_params()
     preset = load_preset(params.preset)
     paths = Paths(params.preset)
-    accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+    accelerator = Accelerator()
     torch.use_deterministic_algorithms(accelerator.device.type == "cpu")
     torch.utils.deterministic.fill_uninitialized_memory = False  # costs a tenth of the step, hides nothing here
     vocabulary = Vocabulary.load(paths.student / "vocab.json")

@@ -79,41 +79,37 @@ def cache_features(paths: Paths, device: torch.device) -> Path:
 
 
 class Runner:
-    """One process that trains variants one after another; the clips' features stay on its device."""
+    """One process that trains variants one after another."""
 
     def __init__(self, preset: str):
         self.params = load_params().model_copy(update={"preset": preset})
         self.preset, self.paths = load_preset(preset), Paths(preset)
-        self.accelerator = Accelerator(mixed_precision="bf16" if torch.cuda.is_available() else "no")
+        self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self.vocabulary = Vocabulary.load(self.paths.student / "vocab.json")
         self.targets: dict[str, dict[str, np.ndarray]] = {}
         folder = cache_features(self.paths, self.device)
         self.features = {split: Packed(folder / split) for split in ("train", "validation", "test")}
-        self.on_device = {
-            split: [torch.from_numpy(np.array(packed[item["id"]])).to(self.device) for item in packed.items]
-            for split, packed in self.features.items()
-        }
 
     def examples(self, split: str, targets: dict[str, np.ndarray]) -> list[Example]:
         clean = Packed(self.paths.clean / split)
         made = []
-        for item, features in zip(self.features[split].items, self.on_device[split], strict=True):
+        for item in self.features[split].items:
+            features = self.features[split][item["id"]]
             text = clean.item(item["utterance"])["text"]
             labels = self.vocabulary.encode(text)
-            target = targets.get(item["id"])
-            teacher = None if target is None else torch.from_numpy(target).to(self.device)
             if frames_needed(labels) <= len(features):
-                made.append(Example(features, labels, text, teacher))
+                made.append(Example(features, labels, text, targets.get(item["id"])))
         return made
 
     def score(self, model: torch.nn.Module) -> dict[str, Any]:
         """Word edits and words of each test clip, by corpus and condition, utterances in the same order."""
         longest = round(self.preset.budget.batch_seconds * FRAMES_PER_SECOND)
-        texts = read_batched(model, self.on_device["test"], self.vocabulary, longest)
-        errors = count_errors([item["reference"] for item in self.features["test"].items], texts, "en")
+        test = self.features["test"]
+        texts = read_batched(model, [test[item["id"]] for item in test.items], self.vocabulary, longest)
+        errors = count_errors([item["reference"] for item in test.items], texts, "en")
         table: dict[str, dict[str, list[list[int]]]] = {}
-        for item, edits, words in zip(self.features["test"].items, errors.word_edits, errors.words, strict=True):
+        for item, edits, words in zip(test.items, errors.word_edits, errors.words, strict=True):
             corpus = item["test"].partition("-")[0]
             table.setdefault(corpus, {}).setdefault(item["condition"], []).append([int(edits), int(words)])
         return table

@@ -13,7 +13,10 @@ COMMON: Variant = {
     "lora.r": 16,
     "lora.alpha": 32,
     "lora.target_modules": ALL_LINEAR,
+    "lora.dropout": 0.1,
     "train.learning_rate": 2e-3,
+    "train.dropout": 0.1,
+    "train.mask_time_prob": 0.1,
 }
 
 
@@ -56,6 +59,15 @@ VARIANTS: dict[str, Variant] = {
     "whisper letters, λ 1, temperature 4": to("whisper_letters", 1.0, temperature=4.0),
     "whisper letters, λ 1, no blanks": to("whisper_letters", 1.0, frames="letters"),
     "whisper letters, λ 1, around letters": to("whisper_letters", 1.0, frames="around_letters"),
+    "CTC only, no dropout": {"train.dropout": 0.0},
+    "CTC only, no dropout at all": {"train.dropout": 0.0, "lora.dropout": 0.0},
+    "base features of layer 8, λ 10, no dropout": {**to("base_features", 10.0, layer=8), "train.dropout": 0.0},
+    "base features of layer 8, λ 10, no dropout at all": {
+        **to("base_features", 10.0, layer=8),
+        "train.dropout": 0.0,
+        "lora.dropout": 0.0,
+    },
+    "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
 }
 # one of each kind, trained at a second budget too
 FINALISTS = (

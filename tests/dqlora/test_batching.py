@@ -2,8 +2,9 @@ from itertools import islice
 
 import numpy as np
 import pytest
+import torch
 
-from dqlora.batching import bucketed_batches, endless_batches
+from dqlora.batching import Example, bucketed_batches, collate, endless_batches, made_ahead, padded_shape
 
 LENGTHS = np.random.default_rng(0).integers(20, 1500, 300).tolist()
 
@@ -34,3 +35,43 @@ def test_a_clip_longer_than_the_batch_is_a_batch_of_its_own() -> None:
 def test_going_on_skips_what_was_done(start: int) -> None:
     whole = list(islice(endless_batches(LENGTHS, 4000, 0), start + 40))
     assert list(islice(endless_batches(LENGTHS, 4000, 0, start), 40)) == whole[start:]
+
+
+def test_a_batch_holds_the_examples_and_nothing_else() -> None:
+    rng = np.random.default_rng(0)
+    examples = [
+        Example(rng.normal(size=(n, 3)).astype(np.float16), [n, 1], "", rng.normal(size=(n, 2)).astype(np.float16))
+        for n in (5, 9)
+    ]
+    for shape in (None, (4, 64)):
+        batch = collate(examples, shape)
+        assert batch.teacher is not None
+        clips, longest = shape or (2, 9)
+        assert batch.features.shape == (clips, longest, 3) and batch.teacher.shape == (clips, longest, 2)
+        assert batch.frames.tolist() == [5, 9] + [0] * (clips - 2)
+        assert batch.labels.tolist() == [[5, 1], [9, 1]]
+        for row, example in enumerate(examples):
+            assert np.array_equal(batch.features[row, : len(example.features)].numpy(), example.features)
+            assert np.array_equal(batch.teacher[row, : len(example.features)].numpy(), example.teacher)
+        assert batch.features.abs().sum() == sum(torch.from_numpy(e.features).abs().sum() for e in examples)
+
+
+def test_shapes_are_few() -> None:
+    batches = bucketed_batches([-(-length // 64) * 64 for length in LENGTHS], 16_000, seed=0, epoch=0)
+    shapes = {padded_shape(len(batch), max(LENGTHS[position] for position in batch), 16_000) for batch in batches}
+    assert all(clips * longest <= 16_000 and longest % 64 == 0 for clips, longest in shapes)
+    assert all(
+        clips >= len(batch)
+        for batch in batches
+        for clips, longest in [padded_shape(len(batch), max(LENGTHS[position] for position in batch), 16_000)]
+    )
+    assert len({longest for _, longest in shapes}) == len(shapes)
+    assert padded_shape(1, 20_000, 16_000) == (1, 20_032)
+
+
+def test_what_is_made_ahead_comes_in_order_and_its_errors_too() -> None:
+    assert list(made_ahead(lambda item: item * 2, iter(range(7)))) == [0, 2, 4, 6, 8, 10, 12]
+    made = made_ahead(lambda item: 1 // item, iter([1, 1, 0]))
+    assert [next(made), next(made)] == [1, 1]
+    with pytest.raises(ZeroDivisionError):
+        next(made)

@@ -45,7 +45,10 @@ for module in model.modules():
 distill = Distill(target="whisper_letters", temperature=1.0, frames="all", layer=1)
 progress = train_student(
     Objective(model, vocabulary.blank, distill), examples, examples, vocabulary, "en",
-    Train(learning_rate=1e-2, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, mask_time_prob=0.0, patience=99),
+    Train(
+        learning_rate=1e-2, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.0,
+        patience=99,
+    ),
     Budget(head_steps=1, steps=6, batch_seconds=3, validate_every=1),
     lambda_distill=0.5, seed=0, checkpoint=out.with_suffix(".safetensors"), accelerator=accelerator,
 )

@@ -53,11 +53,11 @@ def test_every_target_lies_at_the_students_frames_and_reaches_the_adapters(
     lora = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj"])
     model = add_lora(load_student(student_folder, "nf4", CPU), lora, seed=0)
     objective = Objective(model, vocabulary.blank, settings(target), width)
-    _, distance = objective(collate([Example(cnn.numpy(), labels, TEXT, made)], CPU))
+    _, distance = objective(collate([Example(cnn.numpy(), labels, TEXT, made)]))
     distance.backward()
     trained = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
-    assert all("lora_" in name or name.startswith("projection") for name in trained)
-    assert any(name.startswith("projection") for name in trained) == (target == "whisper_features")
+    assert all("lora_" in name or name.startswith("comparison.projection") for name in trained)
+    assert any(name.startswith("comparison.projection") for name in trained) == (target == "whisper_features")
     moved = [name for name, weight in trained.items() if weight.grad is not None and weight.grad.abs().max() > 0]
     assert any("lora_B" in name for name in moved)  # lora_A moves once B is no longer 0
 
@@ -83,7 +83,7 @@ def test_the_base_is_at_no_distance_from_itself(student_folder: Path, vocabulary
     for target in ("base_letters", "base_features"):
         objective = Objective(load_student(student_folder, "none", CPU), 0, settings(target), 64).eval()
         example = Example(clean_cnn(student_folder).numpy(), labels, TEXT, make_target(target, student_folder, labels))
-        assert objective(collate([example], CPU))[1].item() == pytest.approx(0.0, abs=1e-2)
+        assert objective(collate([example]))[1].item() == pytest.approx(0.0, abs=1e-2)
 
 
 def test_the_frames_of_letters() -> None:

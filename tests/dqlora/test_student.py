@@ -20,6 +20,7 @@ from dqlora.student import (
     load_student,
     normalise_audio,
     pad_features,
+    time_mask,
     transcribe,
 )
 from dqlora.text import Vocabulary
@@ -149,3 +150,32 @@ def test_unknown_target_modules_are_named(student_folder: Path) -> None:
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be loaded as a wav2vec 2.0 CTC model"):
         load_student(tmp_path, "none", CPU)
+
+
+def test_masks_cover_the_share_asked_for() -> None:
+    torch.manual_seed(0)
+    masked = time_mask(torch.zeros(200, 500, 1), share=0.1)
+    assert 0.08 < masked.float().mean().item() < 0.11
+
+
+def test_frames_are_masked_in_training_alone(student_folder: Path) -> None:
+    model = add_lora(load_student(student_folder, "none", CPU), LORA, seed=0)
+    base_of(model).config.mask_time_prob = 0.5
+    torch.manual_seed(0)
+    features, frames = torch.randn(1, 50, base_of(model).config.conv_dim[-1]), torch.tensor([50])
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with torch.inference_mode():
+        for mode, same in ((model.eval, True), (model.train, False)):
+            student = FromFeatures(mode())
+            assert torch.equal(student(features, frames), student(features, frames)) == same
+
+
+def test_a_clip_of_no_frames_leaves_the_others_alone(student_folder: Path) -> None:
+    model = FromFeatures(load_student(student_folder, "none", CPU))
+    features = torch.randn(2, 50, base_of(model.model).config.conv_dim[-1])
+    with torch.inference_mode():
+        filled = model(features, torch.tensor([50, 0]))
+        assert torch.isfinite(filled).all()
+        torch.testing.assert_close(filled[:1], model(features[:1], torch.tensor([50])), atol=1e-4, rtol=1e-4)

@@ -18,7 +18,13 @@ from tests.conftest import tone
 CPU = torch.device("cpu")
 LORA = Lora(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
 TRAIN = Train(
-    learning_rate=3e-3, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, mask_time_prob=0.05, patience=99
+    learning_rate=3e-3,
+    warmup_share=0.1,
+    weight_decay=0.0,
+    gradient_clip=1.0,
+    dropout=0.1,
+    mask_time_prob=0.05,
+    patience=99,
 )
 DISTILL = Distill(target="whisper_letters", temperature=1.0, frames="all", layer=1)
 BUDGET = Budget(head_steps=1, steps=6, batch_seconds=4, validate_every=2)
@@ -152,7 +158,7 @@ def test_validation_is_the_same_in_any_batch_size(
 
 
 def test_a_batch_is_padded_at_its_end(examples: list[Example]) -> None:
-    batch = collate(examples, CPU)
+    batch = collate(examples)
     assert batch.frames.tolist() == [len(example.features) for example in examples]
     assert batch.features.shape[:2] == (4, int(batch.frames.max()))
     assert batch.teacher is not None and batch.teacher.shape[:2] == batch.features.shape[:2]

@@ -1,0 +1,355 @@
+"""Training, encoding, evaluating, mixing and loading at the real size, against what a user would write instead.
+
+python -m benchmarks.training [--small] [--rounds 3] [--profile] [--output FILE.json]
+
+The student has wav2vec2-base's architecture, the teacher whisper-base's encoder, both with random weights: speed does
+not depend on them. Ours and the peers take turns; the table has the medians, in seconds of audio per second. Needs a
+GPU and no network; --small is for a CPU. The floor is the arithmetic of a step at the rate that a large bf16 matrix
+product reaches on the same machine in the same run.
+"""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from accelerate import Accelerator
+from peft import LoraConfig, get_peft_model
+from transformers import (
+    BitsAndBytesConfig,
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+
+from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from dqlora.batching import Example, collate, endless_batches, made_ahead
+from dqlora.config import Budget, Params, load_params
+from dqlora.errors import quieten_libraries, run_stage
+from dqlora.mixing import mix_int16
+from dqlora.objective import Objective
+from dqlora.storage import write_json
+from dqlora.student import load_student
+from dqlora.teacher import Teacher
+from dqlora.text import Vocabulary
+from dqlora.training import read_batched, train_student
+from stages.train import adapt
+
+CLIP = 10  # seconds
+LABELS = 120  # a clip
+ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
+VOCABULARY = Path("presets/mini/student/vocab.json")
+SMALL_STUDENT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+# GFLOP per second of audio of wav2vec2-base's layers: 85.5 M weights x 50 frames x 2, and the attention products
+FORWARD_GFLOP = 50 * (85.5e6 * 2 + 12 * 4 * FRAMES_PER_SECOND * CLIP * 768) / 1e9
+
+
+def device_of_benchmark() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def matrix_rate(device: torch.device, size: int) -> float:
+    """FLOP per second of a square bf16 matrix product."""
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return 2 * size**3 / seconds_of(lambda: left @ right, repeats=10)
+
+
+def seconds_of(call: Callable[[], Any], repeats: int) -> float:
+    """Seconds a call, after one to warm up."""
+    wait = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    call()
+    wait()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    wait()
+    return (time.perf_counter() - started) / repeats
+
+
+class Sizes:
+    """What is measured: models in a temporary folder, clips, repeats."""
+
+    def __init__(self, small: bool, folder: Path):
+        self.small, self.folder, self.device = small, folder, device_of_benchmark()
+        self.clips, self.batch_seconds, self.steps = (12, 40, 6) if small else (320, 320, 120)
+        self.repeats = 1 if small else 10
+        torch.manual_seed(0)
+        self.student_config = Wav2Vec2Config(vocab_size=32, pad_token_id=0, **(SMALL_STUDENT if small else {}))
+        Wav2Vec2ForCTC(self.student_config).save_pretrained(folder / "student")
+        width, layers, heads = (64, 2, 2) if small else (512, 6, 8)
+        config = WhisperConfig(
+            d_model=width, encoder_layers=layers, encoder_attention_heads=heads, encoder_ffn_dim=4 * width,
+            decoder_layers=1, decoder_attention_heads=heads, decoder_ffn_dim=64, vocab_size=64, num_mel_bins=80,
+            pad_token_id=1, bos_token_id=1, eos_token_id=1, decoder_start_token_id=1, suppress_tokens=None,
+            begin_suppress_tokens=None,
+        )  # fmt: skip
+        WhisperForConditionalGeneration(config).half().save_pretrained(folder / "teacher")
+        WhisperFeatureExtractor(feature_size=80).save_pretrained(folder / "teacher")
+        self.rng = np.random.default_rng(0)
+
+    def examples(self, target_width: int) -> list[Example]:
+        """Random CNN features, labels and targets of clips."""
+        frames = CLIP * FRAMES_PER_SECOND - 1
+        return [
+            Example(
+                self.rng.normal(size=(frames, self.student_config.conv_dim[-1])).astype(np.float16),
+                self.rng.integers(5, 32, LABELS).tolist(),
+                "HELLO",
+                self.rng.normal(size=(frames, target_width)).astype(np.float16),
+            )
+            for _ in range(self.clips)
+        ]
+
+
+def our_training(
+    sizes: Sizes, examples: list[Example], changes: dict[str, dict[str, Any]], profile: bool = False
+) -> dict[str, float]:
+    """Training as stages.train does it, between the first validation and the last."""
+    params = Params.model_validate({**load_params().model_dump(), **changes})
+    model = adapt(load_student(sizes.folder / "student", "nf4", sizes.device), params)
+    vocabulary = Vocabulary.load(VOCABULARY)
+    width = examples[0].teacher.shape[1] if examples[0].teacher is not None else None
+    objective = Objective(model, vocabulary.blank, params.distill, width)
+    times: list[float] = []
+    profiler = torch.profiler.profile() if profile else None
+
+    def at_point(point: dict[str, float]) -> None:
+        times.append(time.perf_counter())
+        if profiler and len(times) == 2:
+            profiler.start()
+        if profiler and len(times) == 3:
+            profiler.stop()
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    every = max(1, sizes.steps // 4)
+    with tempfile.TemporaryDirectory() as temporary:
+        progress = train_student(
+            objective, examples, examples[:1], vocabulary, "en", params.train.model_copy(update={"patience": 10**6}),
+            Budget(head_steps=0, steps=4 * every, batch_seconds=sizes.batch_seconds, validate_every=every),
+            1.0, 0, Path(temporary) / "state.safetensors", Accelerator(), on_point=at_point,
+        )  # fmt: skip
+    if profiler:
+        kernels = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
+        kernels.sort(key=lambda event: -event.self_device_time_total)
+        print(f"kernels' milliseconds a step: {sum(k.self_device_time_total for k in kernels) / 1e3 / every:.2f}")
+        for kernel in kernels[:25]:
+            print(f"{kernel.self_device_time_total / 1e3 / every:8.3f} {kernel.count / every:6.1f}x {kernel.key[:90]}")
+    a_step = progress.audio_seconds / progress.step
+    rates = [every * a_step / (after - before) for before, after in itertools.pairwise(times[1:])]
+    return {
+        "audio_seconds_per_second": statistics.median(rates),
+        "warm_up_seconds": times[1] - times[0],
+        "gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
+    }
+
+
+def usual_training(sizes: Sizes, clips: int, quantised: bool) -> dict[str, float]:
+    """A batch through transformers' own forward, waveforms in, under autocast; QLoRA with cached targets or full."""
+    options: dict[str, Any] = {"mask_time_prob": 0.0, "layerdrop": 0.0}
+    if quantised:
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16, llm_int8_skip_modules=["lm_head", "projection"],
+        )  # fmt: skip
+        options["dtype"] = torch.bfloat16
+    model: Any = Wav2Vec2ForCTC.from_pretrained(sizes.folder / "student", device_map={"": sizes.device}, **options)
+    if quantised:
+        lora = LoraConfig(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=ATTENTION)
+        model = get_peft_model(model, lora)
+    else:
+        model.freeze_feature_encoder()
+    model.train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-4)
+    waves = torch.randn(clips, CLIP * SAMPLE_RATE, device=sizes.device, dtype=model.dtype)
+    labels = torch.randint(5, 32, (clips, LABELS), device=sizes.device)
+    targets = torch.randn(clips, CLIP * FRAMES_PER_SECOND - 1, 32, device=sizes.device).softmax(-1)
+
+    def step() -> None:
+        with torch.autocast(sizes.device.type, torch.bfloat16):
+            logits = model(waves).logits.float()
+        log_probs = logits.log_softmax(-1)
+        lengths = torch.full((clips,), logits.shape[1]), torch.full((clips,), LABELS)
+        loss = F.ctc_loss(log_probs.transpose(0, 1), labels, *lengths, blank=0, zero_infinity=True)
+        if quantised:
+            loss = loss + F.kl_div(log_probs, targets, reduction="none").sum(-1).mean()
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    return measured(step, clips * CLIP, sizes.repeats)
+
+
+def notebook_training(sizes: Sizes) -> dict[str, float]:
+    """A clip at a time, the teacher online, its spectrogram on the CPU, in float32, every parameter."""
+    model = Wav2Vec2ForCTC.from_pretrained(sizes.folder / "student", mask_time_prob=0.0).to(sizes.device).train()
+    teacher = WhisperForConditionalGeneration.from_pretrained(sizes.folder / "teacher", dtype=torch.float32)
+    encoder = teacher.to(sizes.device).eval().model.encoder
+    extractor = WhisperFeatureExtractor.from_pretrained(sizes.folder / "teacher")
+    head = torch.nn.Linear(encoder.config.d_model, 32).to(sizes.device)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    wave = torch.randn(1, CLIP * SAMPLE_RATE)
+    labels = torch.randint(5, 32, (1, LABELS), device=sizes.device)
+
+    def step() -> None:
+        with torch.no_grad():
+            mel = extractor(wave[0].numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+            heard = encoder(mel.to(sizes.device)).last_hidden_state
+        log_probs = model(wave.to(sizes.device)).logits.log_softmax(-1)
+        frames = log_probs.shape[1]
+        ctc = F.ctc_loss(log_probs.transpose(0, 1), labels, torch.tensor([frames]), torch.tensor([LABELS]), blank=0)
+        letters = F.interpolate(head(heard).transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
+        (ctc + 0.7 * F.kl_div(log_probs, letters.softmax(-1), reduction="batchmean")).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        ctc.item()
+
+    return measured(step, CLIP, sizes.repeats)
+
+
+def measured(call: Callable[[], Any], audio_seconds: float, repeats: int) -> dict[str, float]:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    rate = audio_seconds / seconds_of(call, repeats)
+    gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+    return {"audio_seconds_per_second": rate, "gib": gib}
+
+
+def clips_of(sizes: Sizes, count: int, seconds: float) -> list[np.ndarray]:
+    return [sizes.rng.normal(0, 0.1, round(seconds * SAMPLE_RATE)).astype(np.float32) for _ in range(count)]
+
+
+def our_encoding(sizes: Sizes, seconds: float) -> dict[str, float]:
+    """Samples in, features out, both in the CPU's memory."""
+    teacher = Teacher(sizes.folder / "teacher", sizes.device)
+    clips = clips_of(sizes, 2 if sizes.small else round(64 * 30 / seconds), seconds)
+    return measured(lambda: teacher.encode(clips), len(clips) * seconds, sizes.repeats)
+
+
+def usual_encoding(sizes: Sizes, seconds: float) -> dict[str, float]:
+    """transformers' feature extractor and encoder, each clip padded to 30 s."""
+    dtype = torch.bfloat16 if sizes.device.type == "cuda" else torch.float32
+    teacher = WhisperForConditionalGeneration.from_pretrained(sizes.folder / "teacher", dtype=dtype)
+    encoder = teacher.to(sizes.device).eval().model.encoder
+    extractor = WhisperFeatureExtractor.from_pretrained(sizes.folder / "teacher")
+    clips = clips_of(sizes, 2 if sizes.small else 64, seconds)
+
+    @torch.inference_mode()
+    def encode() -> None:
+        mel = extractor(clips, sampling_rate=SAMPLE_RATE, return_tensors="pt", device=str(sizes.device)).input_features
+        encoder(mel.to(sizes.device, dtype)).last_hidden_state.half().cpu()
+
+    return measured(encode, len(clips) * seconds, max(1, sizes.repeats // 3))
+
+
+def our_reading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
+    """Greedy transcripts of CNN features, batched."""
+    from dqlora.student import FromFeatures
+
+    model = FromFeatures(load_student(sizes.folder / "student", "nf4", sizes.device)).eval()
+    vocabulary = Vocabulary.load(VOCABULARY)
+    features = [example.features for example in examples]
+    longest = sizes.batch_seconds * FRAMES_PER_SECOND
+    return measured(lambda: read_batched(model, features, vocabulary, longest), len(features) * CLIP, 1)
+
+
+def loading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
+    """Batches as training gets them, and nothing done with them."""
+    lengths = [len(example.features) for example in examples]
+    longest = sizes.batch_seconds * FRAMES_PER_SECOND
+
+    def epoch() -> None:
+        left = len(examples)
+        batches = endless_batches(lengths, longest, seed=0)
+        made = made_ahead(lambda positions: (len(positions), collate([examples[p] for p in positions])), batches)
+        while left > 0:
+            clips, batch = next(made)
+            batch.to(sizes.device)
+            left -= clips
+        made.close()
+
+    return measured(epoch, len(examples) * CLIP, sizes.repeats)
+
+
+def mixing(sizes: Sizes) -> dict[str, float]:
+    """Seconds of mixture a second, on one core."""
+    speech, noise = (sizes.rng.normal(0, 3000, CLIP * SAMPLE_RATE * n).astype(np.int16) for n in (1, 6))
+    return measured(lambda: mix_int16(speech, noise, 5.0, sizes.rng), CLIP, sizes.repeats)
+
+
+def main(
+    small: Annotated[bool, typer.Option("--small", help="Tiny models, for a CPU.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each measurement; the table has the medians.")] = 3,
+    profile: Annotated[bool, typer.Option("--profile", help="Print the kernels of a training step.")] = False,
+    only: Annotated[str, typer.Option(help="Only the measurements whose name holds this.")] = "",
+    output: Annotated[Path | None, typer.Option(help="JSON to write the table to as well.")] = None,
+) -> None:
+    quieten_libraries()
+    with tempfile.TemporaryDirectory() as temporary:
+        sizes = Sizes(small, Path(temporary))
+        width = sizes.student_config.hidden_size
+        letters, features = sizes.examples(32), sizes.examples(width)
+        layer = sizes.student_config.num_hidden_layers
+        params = load_params()
+        notebook = {
+            "lora": {**params.lora.model_dump(), "r": 8, "alpha": 16, "target_modules": ATTENTION},
+            "distill": {**params.distill.model_dump(), "target": "base_letters"},
+        }
+        default = {"distill": {**params.distill.model_dump(), "layer": min(params.distill.layer, layer)}}
+        short = 30 if small else 10
+        measurements: dict[str, Callable[[], dict[str, float]]] = {
+            "train: notebook's loop": lambda: notebook_training(sizes),
+            "train: usual full fine-tuning, 32 clips": lambda: usual_training(sizes, 2 if small else 32, False),
+            "train: usual QLoRA, 32 clips": lambda: usual_training(sizes, 2 if small else 32, True),
+            "train: ours, LoRA r 8 on attention, letters": lambda: our_training(sizes, letters, notebook, profile),
+            "train: ours, params.yaml": lambda: our_training(sizes, features, default, profile),
+            "encode 30 s clips: transformers": lambda: usual_encoding(sizes, 30),
+            "encode 30 s clips: ours": lambda: our_encoding(sizes, 30),
+            f"encode {short} s clips: transformers": lambda: usual_encoding(sizes, short),
+            f"encode {short} s clips: ours": lambda: our_encoding(sizes, short),
+            "read test clips from CNN features: ours": lambda: our_reading(sizes, letters),
+            "load batches: ours": lambda: loading(sizes, features),
+            "mix, one core: ours": lambda: mixing(sizes),
+        }
+        floor = matrix_rate(sizes.device, 512 if small else 8192) / (2 * FORWARD_GFLOP * 1e9)
+        found: dict[str, list[dict[str, float]]] = {}
+        for _ in range(rounds):
+            for name, measure in measurements.items():
+                if only in name:
+                    found.setdefault(name, []).append(measure())
+                    print(name, found[name][-1], flush=True)
+    table = {
+        name: {key: statistics.median(one[key] for one in several) for key in several[0]}
+        for name, several in found.items()
+    }
+    print(f"floor of a training step: {floor:.0f} audio s/s\n\n| | audio s/s | ratio to the peer | GiB |")
+    print("| --- | --- | --- | --- |")
+    for name, row in table.items():
+        peer = PEERS.get(name)
+        rate = row["audio_seconds_per_second"]
+        ratio = f"{rate / table[peer]['audio_seconds_per_second']:.1f}" if peer in table else ""
+        print(f"| {name} | {rate:.0f} | {ratio} | {row['gib']:.1f} |")
+    if output:
+        write_json(output, {"floor": floor, "table": table})
+
+
+PEERS = {
+    "train: ours, LoRA r 8 on attention, letters": "train: usual QLoRA, 32 clips",
+    "train: ours, params.yaml": "train: usual QLoRA, 32 clips",
+    "encode 30 s clips: ours": "encode 30 s clips: transformers",
+    "encode 10 s clips: ours": "encode 10 s clips: transformers",
+}
+
+if __name__ == "__main__":
+    run_stage(lambda: typer.run(main))
