@@ -17,7 +17,7 @@ import yaml
 from dqlora.audio import SAMPLE_RATE
 from dqlora.config import Paths
 from dqlora.errors import UserError, run_stage
-from dqlora.report import Estimate, best_and_worst, compare, verdict
+from dqlora.results import Estimate, best_and_worst, compare, verdict
 from dqlora.storage import PackedWriter, write_json
 from stages import report
 
