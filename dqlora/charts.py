@@ -8,7 +8,7 @@ from markupsafe import Markup
 from dqlora.pages import MINUS, number
 from dqlora.results import CLEAN, SYSTEMS, Estimate, Group
 
-WIDTH = 440  # user units of every chart; the page scales it to its column
+WIDTH = 400  # user units of every chart; the page scales it to its column
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 30, 46  # margins around the plotted area
 MARKERS = {
     "base": '<circle class="mark base" cx="{0:.1f}" cy="{1:.1f}" r="4.5"/>',
@@ -53,9 +53,9 @@ def snr_chart(conditions: Sequence[Group]) -> Markup:
 
 def noise_chart(categories: Sequence[Group]) -> Markup:
     """WER of the three systems for each noise category, one row of marks a system."""
-    row, head = 15, 22
-    block = head + row * len(SYSTEMS) + 10
-    height = TOP + block * len(categories) + BOTTOM
+    row, head = 15, 26
+    block = head + row * len(SYSTEMS)
+    height = block * len(categories) + BOTTOM
     left = 14
     top = _top([wer for group in categories for wer in group.wer.values()])
 
@@ -65,12 +65,13 @@ def noise_chart(categories: Sequence[Group]) -> Markup:
     parts = []
     for tick in _ticks(top * 100):
         x = across(tick / 100)
-        parts.append(_line([(x, TOP - 6), (x, height - BOTTOM)], "grid"))
+        parts.append(_line([(x, 0), (x, height - BOTTOM)], "grid"))
         parts.append(_text(x, height - BOTTOM + 18, f"{tick:g}", "middle"))
     parts.append(_text((left + WIDTH - RIGHT) / 2, height - 8, "WER (%), all SNRs", "middle"))
     for position, group in enumerate(categories):
-        y = TOP + block * position
-        parts.append(_text(left + 4, y + 9, group.name, "start", "label strong"))
+        y = block * position
+        parts.append(_line([(left, y + block), (WIDTH - RIGHT, y + block)], "grid"))
+        parts.append(_text(left + 4, y + 14, group.name, "start", "label strong"))
         for place, system in enumerate(SYSTEMS):
             wer = group.wer[system]
             if wer.value is None:

@@ -62,7 +62,10 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         evaluate=lambda name: metric(inputs.evaluate, name),
         train=lambda name: metric(inputs.train, name),
         teacher=lambda name: metric(inputs.teacher, name),
-        overall={condition: scores.overall(condition == "noisy") for condition in ("noisy", CLEAN)},
+        overall={
+            condition: {"wer": scores.overall(condition == "noisy"), "cer": scores.overall(condition == "noisy", "cer")}
+            for condition in ("noisy", CLEAN)
+        },
         gains=gains,
         verdicts={condition: verdict(gain) for condition, gain in gains.items()},
         utterances=len({row["id"] for row in rows}),

@@ -71,18 +71,21 @@ class Scores:
         for at, row in enumerate(self.rows):
             if not noisy_only or row["condition"] != CLEAN:
                 groups[row[field]].append(at)
-        return [Group(name, len(chosen), self._wer(chosen)) for name, chosen in sorted(groups.items())]
+        return [Group(name, len(chosen), self._rates(chosen)) for name, chosen in sorted(groups.items())]
 
-    def overall(self, noisy: bool) -> dict[str, Estimate]:
-        """Each system's WER over all noisy conditions, or over the clean one."""
-        return self._wer([at for at, row in enumerate(self.rows) if (row["condition"] != CLEAN) == noisy])
+    def overall(self, noisy: bool, rate: Literal["wer", "cer"] = "wer") -> dict[str, Estimate]:
+        """Each system's WER, or CER, over all noisy conditions, or over the clean one."""
+        return self._rates([at for at, row in enumerate(self.rows) if (row["condition"] != CLEAN) == noisy], rate)
 
-    def _wer(self, chosen: list[int]) -> dict[str, Estimate]:
+    def _rates(self, chosen: list[int], rate: Literal["wer", "cer"] = "wer") -> dict[str, Estimate]:
         names = [self.rows[at]["id"] for at in chosen]
-        return {
-            system: wer_with_interval(_per_utterance(names, errors, chosen), self._draws, self._seed)
-            for system, errors in self.errors.items()
-        }
+        rates = {}
+        for system, errors in self.errors.items():
+            summed = _per_utterance(names, errors, chosen)
+            if rate == "cer":  # letters in the words' place: the bootstrap is the same
+                summed = Errors(summed.char_edits, summed.chars, summed.char_edits, summed.chars)
+            rates[system] = wer_with_interval(summed, self._draws, self._seed)
+        return rates
 
 
 def _per_utterance(names: list[str], errors: Errors, chosen: list[int]) -> Errors:
