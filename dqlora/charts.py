@@ -63,7 +63,7 @@ def noise_chart(categories: Sequence[Group]) -> Markup:
         return left + (WIDTH - left - RIGHT) * share / top
 
     parts = []
-    for tick in _ticks(top * 100):
+    for tick in ticks(top * 100):
         x = across(tick / 100)
         parts.append(_line([(x, 0), (x, height - BOTTOM)], "grid"))
         parts.append(_text(x, height - BOTTOM + 18, f"{tick:g}", "middle"))
@@ -95,7 +95,7 @@ def curve_chart(curve: Curve, label: str, colour: str, best_step: float | None, 
         return LEFT + (WIDTH - LEFT - RIGHT - 8) * step / last
 
     parts = _vertical_axis(height, top, label, scale)
-    for tick in _ticks(last):
+    for tick in ticks(last):
         parts.append(_text(across(tick), height - BOTTOM + 18, f"{tick:g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 8, "optimiser step", "middle"))
     if best_step is not None and best_step <= last:
@@ -126,7 +126,7 @@ def _svg(height: float, label: str, parts: Sequence[Markup]) -> Markup:
 def _vertical_axis(height: float, top: float, label: str, scale: float) -> list[Markup]:
     """Grid lines with their numbers and, above them, what they measure."""
     parts = [_text(4, 14, label, "start", "label strong")]
-    for tick in _ticks(top * scale):
+    for tick in ticks(top * scale):
         y = _up(tick / scale, top, height)
         parts.append(_line([(LEFT, y), (WIDTH - RIGHT, y)], "grid"))
         parts.append(_text(LEFT - 7, y + 4, f"{tick:g}", "end"))
@@ -166,6 +166,7 @@ def _tick_step(highest: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if highest <= 6 * step * power * (1 + 1e-9))
 
 
-def _ticks(highest: float) -> list[float]:
+def ticks(highest: float) -> list[float]:
+    """Where to mark an axis from 0 to `highest`, at round numbers."""
     step = _tick_step(highest)
     return [round(position * step, 12) for position in range(math.floor(highest / step + 1e-9) + 1)]
