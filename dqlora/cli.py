@@ -84,6 +84,31 @@ def transcribe(
 
 
 @app.command()
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Option(help="A run's adapter folder, a model folder, or owner/name@revision; else the newest run."),
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 is any that is free.")] = 8000,
+) -> None:
+    """Open a page to record or choose speech, add noise, and compare what base, distilled and teacher read."""
+    import torch
+
+    from dqlora.demo import listen, load, serve
+
+    quieten_libraries()
+    try:
+        listener = listen(port)
+        page = load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        page.warm_up()
+        serve(page, listener)
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
 def export(
     output: Annotated[Path, typer.Argument(help="A folder to write merged/ and onnx/ to.")],
     model: Annotated[Path | None, typer.Option(help="A run's adapter folder; else the newest run.")] = None,

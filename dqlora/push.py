@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from dqlora.config import Params, Paths, Preset
 from dqlora.errors import UserError
-from dqlora.report import Estimate, Scores
+from dqlora.results import Estimate, Scores
 from dqlora.storage import read_json
 
 NOT_PUSHED = ("README.md", "run.json", "set_aside.csv")  # peft's empty card, and what means something here alone

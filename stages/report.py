@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from dqlora.charts import Curve
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import UserError, run_stage
-from dqlora.report import Curve, Inputs, Row, render
+from dqlora.report import Inputs, render
+from dqlora.results import Row
 from dqlora.storage import Packed, write_whole
 
 

@@ -17,7 +17,7 @@ import yaml
 from dqlora.audio import SAMPLE_RATE
 from dqlora.config import Paths
 from dqlora.errors import UserError, run_stage
-from dqlora.report import Estimate, best_and_worst, compare, verdict
+from dqlora.results import SYSTEMS, Estimate, Scores, best_and_worst, compare, verdict
 from dqlora.storage import PackedWriter, write_json
 from stages import report
 
@@ -194,6 +194,17 @@ def test_says_what_is_missing(run: Paths) -> None:
 )
 def test_verdict(low: float, high: float, expected: str) -> None:
     assert verdict(Estimate(0.0, low, high)) == expected
+
+
+def test_cer_counts_letters_and_has_its_interval() -> None:
+    heard = ["bat", "cat", "cat", "cot", "cat", "dog"]
+    rows = [{"id": f"u{at}", "condition": "clean", "reference": "cat"} for at in range(len(heard))]
+    scores = Scores([row | dict.fromkeys(SYSTEMS, text) for row, text in zip(rows, heard, strict=True)], "en", 500, 0)
+    wer, cer = scores.overall(noisy=False)["base"], scores.overall(noisy=False, rate="cer")["base"]
+    assert (wer.value, cer.value) == (3 / 6, 5 / 18)
+    for rate in (wer, cer):
+        assert rate.low is not None and rate.high is not None and 0 <= rate.low < rate.value < rate.high <= 1
+    assert cer.high < wer.high
 
 
 def test_compare_marks_each_difference() -> None:
