@@ -38,13 +38,18 @@ class Batch:
     teacher: Tensor | None  # float16 [clips, longest, width]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch with its features, labels and targets on `device`, to where they may still be on their way."""
+        """The batch with its features, labels and targets on `device`, there when this returns."""
         if device.type == "cpu":
             return self
-        pinned = {name: each.pin_memory() for name, each in vars(self).items() if each is not None}
-        for name in pinned.keys() - {"frames", "label_lengths"}:
-            pinned[name] = pinned[name].to(device, non_blocking=True)
-        return replace(self, **pinned)
+        stream, using = torch.cuda.Stream(device), torch.cuda.default_stream(device)
+        moved = {}
+        with torch.cuda.stream(stream):
+            for name in ("features", "labels", "teacher"):
+                if (each := getattr(self, name)) is not None:
+                    moved[name] = each.pin_memory().to(device, non_blocking=True)
+                    moved[name].record_stream(using)  # not to be overwritten while that stream still reads it
+        stream.synchronize()
+        return replace(self, **moved)
 
 
 def collate(examples: list[Example], shape: tuple[int, int] | None = None) -> Batch:

@@ -1,6 +1,7 @@
 """Training on a GPU: in bfloat16, each shape of batch recorded as a CUDA graph, and two slow spots done otherwise."""
 
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from dqlora.student import base_of
 
+CUDA = Lock()  # held by a thread that allocates or copies, and while a graph is recorded: one would spoil the other
 BLOCK = 16  # frames of a positional convolution computed by one row of a matrix product
 
 
@@ -116,8 +118,9 @@ class CudaGraphs(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(each.shape for each in inputs)
         if shapes not in self._recorded:
-            samples = tuple(each.clone() for each in inputs)
-            self._recorded[shapes] = torch.cuda.make_graphed_callables(
-                InBfloat16(self.module), samples, pool=self._memory
-            )
+            with CUDA:
+                samples = tuple(each.clone() for each in inputs)
+                self._recorded[shapes] = torch.cuda.make_graphed_callables(
+                    InBfloat16(self.module), samples, pool=self._memory
+                )
         return self._recorded[shapes](*inputs)

@@ -31,7 +31,7 @@ from dqlora.batching import (
 )
 from dqlora.config import Budget, Train
 from dqlora.errors import UserError
-from dqlora.gpu import CudaGraphs, InBfloat16, prepare_for_gpu
+from dqlora.gpu import CUDA, CudaGraphs, InBfloat16, prepare_for_gpu
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
@@ -179,8 +179,11 @@ def train_student(
         mine = positions[accelerator.process_index :: accelerator.num_processes]
         examples = [training[position] for position in mine or positions[:1]]
         shape = padded_shape(len(examples), max(lengths[position] for position in positions), longest)
+        batch = collate(examples, shape if graphs else None)
+        with CUDA:
+            batch = batch.to(device)
         return Share(
-            collate(examples, shape if graphs else None),
+            batch,
             weight=1.0 if mine else 0.0,
             clips=len(positions),
             frames=sum(lengths[position] for position in positions),
@@ -196,7 +199,7 @@ def train_student(
         factor = warmup_cosine(progress.step, budget.steps, settings.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor
-        ctc, distance = wrapped(share.batch.to(device))
+        ctc, distance = wrapped(share.batch)
         loss = share.weight * (ctc / share.clips + lambda_distill * distance / share.frames)
         # gradients are averaged over processes, the loss is divided by the whole batch's counts
         accelerator.backward(loss * accelerator.num_processes)

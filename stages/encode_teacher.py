@@ -11,7 +11,7 @@ from dqlora.errors import run_stage
 from dqlora.storage import Packed, PackedWriter, whole_folder
 from dqlora.teacher import Teacher
 
-CLIPS_AT_ONCE = {"cuda": 64, "cpu": 4}  # windows of 30 s
+CLIPS_AT_ONCE = {"cuda": 512, "cpu": 32}  # the more, the more of them have the same length
 
 
 def encode_split(teacher: Teacher, heard: Packed, folder: Path, at_once: int) -> None:

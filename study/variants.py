@@ -13,11 +13,12 @@ COMMON: Variant = {
     "lora.r": 16,
     "lora.alpha": 32,
     "lora.target_modules": ALL_LINEAR,
-    "lora.dropout": 0.1,
+    "lora.dropout": 0.0,
     "train.learning_rate": 2e-3,
-    "train.dropout": 0.1,
-    "train.mask_time_prob": 0.1,
+    "train.dropout": 0.0,
+    "train.mask_time_prob": 0.05,
 }
+DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
 
 
 def to(target: str, weight: float, **changes: Any) -> Variant:
@@ -59,27 +60,32 @@ VARIANTS: dict[str, Variant] = {
     "whisper letters, λ 1, temperature 4": to("whisper_letters", 1.0, temperature=4.0),
     "whisper letters, λ 1, no blanks": to("whisper_letters", 1.0, frames="letters"),
     "whisper letters, λ 1, around letters": to("whisper_letters", 1.0, frames="around_letters"),
-    "CTC only, no dropout": {"train.dropout": 0.0},
-    "CTC only, no dropout at all": {"train.dropout": 0.0, "lora.dropout": 0.0},
-    "base features of layer 8, λ 10, no dropout": {**to("base_features", 10.0, layer=8), "train.dropout": 0.0},
-    "base features of layer 8, λ 10, no dropout at all": {
+    "CTC only, dropout 0.1": DROPOUT,
+    "base features of layer 8, λ 10, dropout 0.1": {**to("base_features", 10.0, layer=8), **DROPOUT},
+    "base features of layer 8, λ 10, LoRA dropout 0.1": {**to("base_features", 10.0, layer=8), "lora.dropout": 0.1},
+    "base features of layer 8, λ 10, no masks": {**to("base_features", 10.0, layer=8), "train.mask_time_prob": 0.0},
+    "base features of layer 8, λ 10, learning rate 1e-3": {
         **to("base_features", 10.0, layer=8),
-        "train.dropout": 0.0,
-        "lora.dropout": 0.0,
+        "train.learning_rate": 1e-3,
+    },
+    "base features of layer 8, λ 3, learning rate 1e-3": {
+        **to("base_features", 3.0, layer=8),
+        "train.learning_rate": 1e-3,
+    },
+    "base features of layer 8, λ 10, LoRA r 32": {
+        **to("base_features", 10.0, layer=8),
+        "lora.r": 32,
+        "lora.alpha": 64,
     },
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
+    "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
+    "base features of layer 10, λ 10": to("base_features", 10.0, layer=10),
 }
-# one of each kind, trained at a second budget too
+# trained at a second budget too
 FINALISTS = (
     CTC,
-    "base letters, λ 3",
-    "base alignment, λ 1",
-    "base features of layer 8, λ 3",
-    "base features of layer 12, λ 10",
-    "whisper letters, λ 0.3",
-    "whisper alignment, λ 1",
-    "both letters, λ 1",
-    "whisper features at layer 12, λ 1",
-    "CTC only, full fine-tuning",
     "base features of layer 8, λ 10",
+    "base features of layer 8, λ 10, learning rate 1e-3",
+    "whisper letters, λ 0.3",
+    "both letters, λ 1",
 )

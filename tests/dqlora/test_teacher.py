@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import WhisperFeatureExtractor
 
 from dqlora.audio import SAMPLE_RATE
 from dqlora.config import TeacherHead as HeadSettings
@@ -39,7 +40,7 @@ def test_teacher_and_student_hear_a_click_in_the_same_frame(
     cnn = student.wav2vec2.feature_extractor  # not normalised over the clip, which would change every frame
     heard = [cnn(torch.from_numpy(sound)[None])[0].T for sound in (quiet, click)]
     student_frame = int((heard[1] - heard[0]).norm(dim=-1).argmax())
-    mel = [teacher._log_mel([sound])[0] for sound in (quiet, click)]
+    mel = [teacher.log_mel([sound])[0] for sound in (quiet, click)]
     hidden = [teacher.model.model.encoder.conv1(one[None]).relu() for one in mel]
     hidden = [teacher.model.model.encoder.conv2(one)[0].T for one in hidden]
     teacher_frame = int((hidden[1] - hidden[0]).norm(dim=-1).argmax())
@@ -117,3 +118,26 @@ def test_frames_of_student_and_teacher_map_to_each_other(student_folder: Path) -
     assert len(to_student) == 50
     assert (to_student[to_teacher] == np.arange(49)).all()
     assert to_student[0] == 0  # before the first centre
+
+
+@pytest.mark.parametrize("seconds", [0.3, 7.0, 30.0])
+def test_the_spectrogram_is_that_of_transformers(teacher: Teacher, teacher_folder: Path, seconds: float) -> None:
+    clip = tone(seconds)
+    extractor = WhisperFeatureExtractor.from_pretrained(teacher_folder)
+    expected = extractor([clip], sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
+    torch.testing.assert_close(teacher.log_mel([clip]), expected, atol=1e-4, rtol=0)
+
+
+def test_a_full_window_is_encoded_as_by_transformers(teacher: Teacher) -> None:
+    clip = tone(28.0)  # with the margin, all of the window
+    with torch.inference_mode():
+        expected = teacher.model.model.encoder(teacher.log_mel([clip])).last_hidden_state[0, : 28 * 50]
+    assert np.allclose(teacher.encode([clip])[0], expected.numpy(), atol=2e-3, rtol=1e-3)
+
+
+def test_features_do_not_depend_on_the_other_clips(teacher: Teacher) -> None:
+    clips = [tone(seconds, 100 + 50 * seconds) for seconds in (0.5, 3.0, 2.6, 9.0, 2.5)]
+    for clip, together in zip(clips, teacher.encode(clips), strict=True):
+        alone = teacher.encode([clip])[0]
+        assert together.shape == alone.shape == (math.ceil(50 * len(clip) / SAMPLE_RATE), teacher.width)
+        assert np.allclose(together, alone, atol=2e-3, rtol=1e-3)
