@@ -1,0 +1,105 @@
+"""How time and disk grow with hours of speech: mixing, the teacher's features, and training, stage by stage.
+
+python -m benchmarks.scaling --hours 0.1 --hours 1 [--output FILE.json]
+
+Each size is a corpus of clips of 10 s, cut out of the mini preset's speech and noise (after `dvc repro`), on which the
+pipeline's own stages run in a temporary folder: mix, encode_teacher and train, the latter for a few steps. Takes some
+0.7 GB of disk an hour.
+"""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+import yaml
+from tqdm import tqdm
+
+from dqlora.audio import SAMPLE_RATE
+from dqlora.errors import UserError, run_stage
+from dqlora.storage import Packed, PackedWriter, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIP = 10  # seconds
+STEPS = 8
+
+
+def write_corpus(source: Path, folder: Path, hours: float) -> None:
+    """Clips of CLIP seconds: the source's, one after another, each time begun elsewhere. Texts fit any student."""
+    packed = Packed(source)
+    whole = np.concatenate([packed[item["id"]] for item in packed.items])
+    count, length = math.ceil(hours * 3600 / CLIP), CLIP * SAMPLE_RATE
+    starts = np.random.default_rng(0).integers(0, len(whole) - length, count)
+    with PackedWriter(folder, "int16") as out:
+        for number, start in enumerate(starts):
+            out.append(whole[start : start + length], id=f"clip{number}", text="A TEXT", transcript="a text")
+
+
+def run(stage: str, folder: Path) -> float:
+    """Seconds that a stage takes."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", f"stages.{stage}"]
+    ended = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True)
+    if ended.returncode:
+        raise UserError(f"{stage}: {(ended.stderr.decode().strip().splitlines() or ['no reason given'])[-1]}")
+    return time.perf_counter() - started
+
+
+def disk_mb(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+
+
+def measure(hours: float, models: Path, data: Path) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as temporary:
+        project = Path(temporary)
+        shutil.copytree(ROOT / "presets", project / "presets")
+        preset = yaml.safe_load((project / "presets/mini.yaml").read_text())
+        preset["budget"] |= {"steps": STEPS, "validate_every": STEPS}
+        (project / "presets/mini.yaml").write_text(yaml.safe_dump(preset))
+        shutil.copy(ROOT / "params.yaml", project)
+        for name in ("pretrained", "teacher_head"):
+            shutil.copytree(models / name, project / "models/mini" / name)
+        made = project / "data/mini"
+        write_corpus(data / "clean/train", made / "clean/train", hours)
+        for split in ("validation", "test"):
+            write_corpus(data / "clean" / split, made / "clean" / split, 20 / 3600)
+        shutil.copytree(data / "noise", made / "noise")
+        found = {"hours": hours, "mix_seconds": run("mix", project), "encode_seconds": run("encode_teacher", project)}
+        found["train_seconds"] = run("train", project)  # CNN features, targets and STEPS steps
+        report: dict[str, Any] = json.loads((project / "metrics/train.json").read_text())
+        found["train_audio_seconds_per_second"] = report["audio_seconds_per_second"]
+        found["train_memory_mb"] = max(report["peak_memory_mb"].values())
+        for name in ("clean", "noisy", "teacher"):
+            found[f"{name}_mb"] = disk_mb(made / name)
+        found["cnn_features_mb"] = disk_mb(project / "models/mini/checkpoints")
+        return found
+
+
+def main(
+    hours: Annotated[list[float], typer.Option(help="Sizes of the training corpus.")],
+    run_of: Annotated[Path, typer.Option("--run", help="models/<preset> and data/<preset> of a finished run.")] = Path(
+        "models/mini"
+    ),
+    output: Annotated[Path | None, typer.Option(help="JSON to write the table to as well.")] = None,
+) -> None:
+    data = run_of.parents[1] / "data" / run_of.name
+    if not (data / "clean").is_dir() or not (run_of / "teacher_head").is_dir():
+        raise UserError(f"{run_of}, {data}: no finished run; run `dvc repro`")
+    rows = [measure(size, run_of.resolve(), data.resolve()) for size in tqdm(hours, "sizes")]
+    print(f"| {' | '.join(name.replace('_', ' ') for name in rows[0])} |\n|{' --- |' * len(rows[0])}")
+    for row in rows:
+        print(f"| {' | '.join(f'{value:.3g}' for value in row.values())} |")
+    if output:
+        write_json(output, rows)
+
+
+if __name__ == "__main__":
+    run_stage(lambda: typer.run(main))
