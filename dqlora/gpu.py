@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dqlora.student import base_of
 
-CUDA = Lock()  # held by a thread that allocates or copies, and while a graph is recorded: one would spoil the other
+GPU_LOCK = Lock()  # held while a graph is recorded, and by another thread that copies: that would spoil the recording
 BLOCK = 16  # frames of a positional convolution computed by one row of a matrix product
 
 
@@ -118,7 +118,7 @@ class CudaGraphs(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         shapes = tuple(each.shape for each in inputs)
         if shapes not in self._recorded:
-            with CUDA:
+            with GPU_LOCK:
                 samples = tuple(each.clone() for each in inputs)
                 self._recorded[shapes] = torch.cuda.make_graphed_callables(
                     InBfloat16(self.module), samples, pool=self._memory

@@ -31,7 +31,7 @@ from dqlora.batching import (
 )
 from dqlora.config import Budget, Train
 from dqlora.errors import UserError
-from dqlora.gpu import CUDA, CudaGraphs, InBfloat16, prepare_for_gpu
+from dqlora.gpu import GPU_LOCK, CudaGraphs, InBfloat16, prepare_for_gpu
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
@@ -180,7 +180,7 @@ def train_student(
         examples = [training[position] for position in mine or positions[:1]]
         shape = padded_shape(len(examples), max(lengths[position] for position in positions), longest)
         batch = collate(examples, shape if graphs else None)
-        with CUDA:
+        with GPU_LOCK:
             batch = batch.to(device)
         return Share(
             batch,

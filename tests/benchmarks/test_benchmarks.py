@@ -1,0 +1,43 @@
+"""The benchmarks run where there is no GPU, at a small size; what they measure is not tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.scaling import CLIP, write_corpus
+from dqlora.audio import SAMPLE_RATE
+from dqlora.storage import Packed, PackedWriter
+from tests.conftest import ROOT
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_training_at_a_small_size(tmp_path: Path) -> None:
+    output = tmp_path / "table.json"
+    ended = run("benchmarks.training", "--small", "--rounds", "1", "--only", "ours", "--output", str(output))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    table = json.loads(output.read_text())["table"]
+    assert {name.partition(":")[0] for name in table} >= {"train", "load batches", "mix, one core"}
+    assert all(row["audio_seconds_per_second"] > 0 for row in table.values())
+    assert all(f"| {name} |" in ended.stdout for name in table)
+
+
+def test_a_corpus_has_the_hours_asked_for(tmp_path: Path) -> None:
+    with PackedWriter(tmp_path / "source", "int16") as out:
+        for number in range(3):
+            out.append(np.full(8 * SAMPLE_RATE, number, np.int16), id=f"{number}")
+    write_corpus(tmp_path / "source", tmp_path / "made", hours=0.05)
+    made = Packed(tmp_path / "made")
+    assert len(made) * CLIP == 180
+    assert {item["length"] for item in made.items} == {CLIP * SAMPLE_RATE}
+
+
+def test_without_a_run_scaling_says_what_to_do(tmp_path: Path) -> None:
+    ended = run("benchmarks.scaling", "--hours", "0.01", "--run", str(tmp_path / "models/mini"))
+    assert ended.returncode == 1
+    assert "dvc repro" in ended.stderr.strip().splitlines()[-1]
