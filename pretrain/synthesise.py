@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,8 @@ KOKORO_SPEAKERS = 300
 SPEED = (0.8, 1.25)  # relative to the voice's own
 MAX_SECONDS = 14.0  # of a clip
 SHARD_SECONDS = 300  # of speech
+SILENCE = 0.6  # at most so many s before and after a clip, with --pauses
+JOINED = 0.3  # share of the clips that go on from the one before, where that leaves room, with --pauses
 
 
 def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, float]:
@@ -62,21 +65,34 @@ def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, flo
     return Voice("piper", "joe", 0), rng.uniform(0.85, 1.15)
 
 
+def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """The description of two clips in one."""
+    names = {key: f"{first[key]} {second[key]}" for key in ("text", "voice")}
+    return names | {"samples": first["samples"] + second["samples"]}
+
+
 def work(worker: int, args: argparse.Namespace, lines: list[str], deadline: float) -> tuple[int, int]:
     """Synthesise every `args.workers`-th line of a random order; how many clips and samples were made."""
-    order = generator_for(args.seed, "order").permutation(len(lines))
+    order = generator_for(args.seed, "order").permutation(len(lines))[worker :: args.workers]
     clips: list[dict] = []
     parts: list[np.ndarray] = []
     made, shard = np.zeros(2, int), 0
-    for number in order[worker :: args.workers]:
+    for number in order:
         rng = generator_for(args.seed, "clip", number)
         voice, pitch = draw_voice(args.engines, rng)
         samples = synthesise(voice, lines[number], rng.uniform(*SPEED), pitch)
+        if args.pauses:
+            samples = np.pad(samples, rng.integers(0, round(SILENCE * SAMPLE_RATE), 2))
         if len(samples) <= MAX_SECONDS * SAMPLE_RATE:
-            parts.append(np.round(samples * 32767).astype(np.int16))
-            clips.append({"text": lines[number], "voice": f"{voice.engine} {voice.name}", "samples": len(samples)})
+            clip = {"text": lines[number], "voice": f"{voice.engine} {voice.name}", "samples": len(samples)}
+            part = np.round(samples * 32767).astype(np.int16)
+            room = MAX_SECONDS * SAMPLE_RATE - len(samples)
+            if args.pauses and clips and clips[-1]["samples"] <= room and rng.random() < JOINED:
+                clip, part = join(clips.pop(), clip), np.concatenate([parts.pop(), part])
+            parts.append(part)
+            clips.append(clip)
             made += 1, len(samples)
-        done = time.time() > deadline
+        done = time.time() > deadline or number == order[-1]
         if clips and (done or sum(map(len, parts)) > SHARD_SECONDS * SAMPLE_RATE):
             path = args.folder / f"{args.seed}-{worker}-{shard}.json"
             np.save(path.with_suffix(".npy"), np.concatenate(parts))
@@ -96,6 +112,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True, help="wall-clock time")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pauses", action="store_true", help="silence at the ends of clips, and several in one")
     args = parser.parse_args()
 
     deadline = time.time() + args.seconds

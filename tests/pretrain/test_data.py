@@ -1,10 +1,15 @@
 import json
+import re
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from dqlora.text import Vocabulary
+from pretrain import synthesise
 from pretrain.data import MAX_SECONDS, Clips, Shards, Speech
 from pretrain.voices import SAMPLE_RATE
 
@@ -43,3 +48,21 @@ def test_an_epoch_draws_each_clip_as_often_as_asked(vocabulary: Vocabulary) -> N
     assert drawn.tolist() == [2] * 40 + [0, 1]
     assert (speech.audio[speech.starts[41] :] == 7).all()
     assert speech.label_counts.tolist()[-2:] == [8, 3]
+
+
+@pytest.mark.parametrize("pauses", [False, True])
+def test_clips_with_pauses_hold_the_same_speech(pauses: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [f"line {number}" for number in range(30)]
+    speech = np.full(2 * SAMPLE_RATE, 0.5, np.float32)
+    monkeypatch.setattr("pretrain.synthesise.synthesise", lambda *arguments: speech)
+    args = Namespace(seed=0, workers=1, folder=tmp_path, engines=["hibari"], pauses=pauses)
+    assert synthesise.work(0, args, lines, time.time() + 60)[0] == 30
+    clips = Shards(tmp_path).new()
+    assert sorted(re.findall(r"line \d+", " ".join(clips.texts))) == sorted(lines)
+    assert sum((samples != 0).sum() for samples in clips.samples) == 30 * len(speech)
+    assert all(len(samples) <= synthesise.MAX_SECONDS * SAMPLE_RATE for samples in clips.samples)
+    together = [text.count("line") for text in clips.texts]
+    assert (max(together) > 1) == pauses
+    assert all(
+        (samples != 0).sum() == count * len(speech) for samples, count in zip(clips.samples, together, strict=True)
+    )
