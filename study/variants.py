@@ -27,6 +27,7 @@ def to(target: str, weight: float, **changes: Any) -> Variant:
 
 
 CTC = "CTC only"
+FEATURES = to("base_features", 10.0, layer=8)
 VARIANTS: dict[str, Variant] = {
     CTC: {},
     "base letters, λ 3": to("base_letters", 3.0),
@@ -39,7 +40,7 @@ VARIANTS: dict[str, Variant] = {
     "whisper features at layer 12, λ 1": to("whisper_features", 1.0, layer=12),
     "CTC only, full fine-tuning": {"student.quantize": "none", "student.adapt": "full", "train.learning_rate": 3e-4},
     "base alignment, λ 3": to("base_alignment", 3.0),
-    "base features of layer 8, λ 10": to("base_features", 10.0, layer=8),
+    "base features of layer 8, λ 10": FEATURES,
     "base features of layer 4, λ 3": to("base_features", 3.0, layer=4),
     "base letters, λ 1": to("base_letters", 1.0),
     "both letters, λ 3": to("both_letters", 3.0),
@@ -61,22 +62,15 @@ VARIANTS: dict[str, Variant] = {
     "whisper letters, λ 1, no blanks": to("whisper_letters", 1.0, frames="letters"),
     "whisper letters, λ 1, around letters": to("whisper_letters", 1.0, frames="around_letters"),
     "CTC only, dropout 0.1": DROPOUT,
-    "base features of layer 8, λ 10, dropout 0.1": {**to("base_features", 10.0, layer=8), **DROPOUT},
-    "base features of layer 8, λ 10, LoRA dropout 0.1": {**to("base_features", 10.0, layer=8), "lora.dropout": 0.1},
-    "base features of layer 8, λ 10, no masks": {**to("base_features", 10.0, layer=8), "train.mask_time_prob": 0.0},
-    "base features of layer 8, λ 10, learning rate 1e-3": {
-        **to("base_features", 10.0, layer=8),
-        "train.learning_rate": 1e-3,
-    },
+    "base features of layer 8, λ 10, dropout 0.1": {**FEATURES, **DROPOUT},
+    "base features of layer 8, λ 10, LoRA dropout 0.1": {**FEATURES, "lora.dropout": 0.1},
+    "base features of layer 8, λ 10, no masks": {**FEATURES, "train.mask_time_prob": 0.0},
+    "base features of layer 8, λ 10, learning rate 1e-3": {**FEATURES, "train.learning_rate": 1e-3},
     "base features of layer 8, λ 3, learning rate 1e-3": {
         **to("base_features", 3.0, layer=8),
         "train.learning_rate": 1e-3,
     },
-    "base features of layer 8, λ 10, LoRA r 32": {
-        **to("base_features", 10.0, layer=8),
-        "lora.r": 32,
-        "lora.alpha": 64,
-    },
+    "base features of layer 8, λ 10, LoRA r 32": {**FEATURES, "lora.r": 32, "lora.alpha": 64},
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
     "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
     "base features of layer 10, λ 10": to("base_features", 10.0, layer=10),

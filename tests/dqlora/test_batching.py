@@ -58,14 +58,10 @@ def test_a_batch_holds_the_examples_and_nothing_else() -> None:
 
 def test_shapes_are_few() -> None:
     batches = bucketed_batches([-(-length // 64) * 64 for length in LENGTHS], 16_000, seed=0, epoch=0)
-    shapes = {padded_shape(len(batch), max(LENGTHS[position] for position in batch), 16_000) for batch in batches}
+    shapes = [padded_shape(len(batch), max(LENGTHS[position] for position in batch), 16_000) for batch in batches]
     assert all(clips * longest <= 16_000 and longest % 64 == 0 for clips, longest in shapes)
-    assert all(
-        clips >= len(batch)
-        for batch in batches
-        for clips, longest in [padded_shape(len(batch), max(LENGTHS[position] for position in batch), 16_000)]
-    )
-    assert len({longest for _, longest in shapes}) == len(shapes)
+    assert all(clips >= len(batch) for (clips, _), batch in zip(shapes, batches, strict=True))
+    assert len({longest for _, longest in shapes}) == len(set(shapes))  # one for each length
     assert padded_shape(1, 20_000, 16_000) == (1, 20_032)
 
 
