@@ -43,7 +43,12 @@ def uniform(low: float, high: float, count: int, device: torch.device) -> Tensor
     return torch.rand(count, device=device) * (high - low) + low
 
 
-def play(audio: Tensor, starts: Tensor, counts: Tensor, rates: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+def played(counts: Tensor, rates: Tensor) -> Tensor:
+    """How many samples a clip of `counts` samples has when played at `rates` (float64, so that devices agree)."""
+    return ((counts - 1) / rates).floor().long()
+
+
+def play(audio: Tensor, starts: Tensor, counts: Tensor, rates: Tensor, samples: int) -> Tensor:
     """Cut clips out of one long recording and play each at its own rate (Catmull-Rom interpolation).
 
     Parameters
@@ -53,18 +58,17 @@ def play(audio: Tensor, starts: Tensor, counts: Tensor, rates: Tensor, samples: 
     starts, counts
         int64 [clips]: each clip's first sample and number of samples.
     rates
-        float32 [clips]: 2 plays twice as fast.
+        float64 [clips]: 2 plays twice as fast.
     samples
         Length of the rows; a clip fills the beginning of its own.
 
     Returns
     -------
-    float32 [clips, samples], and the number of samples filled, int64 [clips].
+    float32 [clips, samples], zeros after the clip's end.
     """
-    times = torch.arange(samples, device=audio.device) * rates[:, None].double()
+    times = torch.arange(samples, device=audio.device) * rates[:, None]
     whole = times.floor()
     part = (times - whole).float()
-    lengths = ((counts - 1) / rates).floor().long().clamp(max=samples)
     last = (counts - 1)[:, None]
     before, here, after, beyond = (
         audio[starts[:, None] + (whole.long() + shift).clamp(min=0).minimum(last)].float() / 32768
@@ -74,7 +78,7 @@ def play(audio: Tensor, starts: Tensor, counts: Tensor, rates: Tensor, samples: 
     curve = before - 2.5 * here + 2 * after - beyond / 2
     bend = (beyond - before) / 2 + 1.5 * (here - after)
     waves = here + part * (slope + part * (curve + part * bend))
-    return waves * inside(lengths, samples), lengths
+    return waves * inside(played(counts, rates), samples)
 
 
 def inside(lengths: Tensor, samples: int) -> Tensor:
@@ -98,7 +102,21 @@ def move_formants(waves: Tensor, strength: Strength) -> Tensor:
     index = low[:, None].expand_as(envelope)
     moved = torch.lerp(envelope.gather(2, index), envelope.gather(2, index + 1), part[:, None])
     gain = (moved - envelope).clamp(-MAX_GAIN, MAX_GAIN).exp().transpose(1, 2)
-    return torch.istft(spectrum * gain, N_FFT, HOP, window=window, length=waves.shape[1])
+    samples = waves.shape[1]
+    waves = overlapped(torch.fft.irfft((spectrum * gain).transpose(1, 2)) * window)
+    windows = overlapped(window.square().expand(1, spectrum.shape[2], -1))
+    inner = slice(N_FFT // 2, N_FFT // 2 + samples)  # as torch.stft pads at both ends
+    return waves[:, inner] / windows[:, inner]
+
+
+def overlapped(frames: Tensor) -> Tensor:
+    """Frames [clips, frames, N_FFT], HOP apart, added up; torch.istft would also check windows, and wait for that."""
+    clips, count, _ = frames.shape
+    parts = frames.reshape(clips, count, N_FFT // HOP, HOP)
+    waves = frames.new_zeros(clips, count + N_FFT // HOP - 1, HOP)
+    for number in range(N_FFT // HOP):
+        waves[:, number : number + count] += parts[:, :, number]
+    return waves.flatten(1)
 
 
 def place(waves: Tensor, strength: Strength) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dqlora.audio import read_audio, to_int16
 from dqlora.text import Vocabulary, spell_out
@@ -73,44 +74,58 @@ def read_parquet(path: Path) -> Clips:
     return Clips([row["transcription"] for row in rows], [to_int16(read_audio(row["audio"]["bytes"])) for row in rows])
 
 
+@dataclass
+class Encoded:
+    """Clips as training takes them: int16 samples, labels, and how often an epoch draws each."""
+
+    samples: list[Tensor]
+    labels: list[Tensor]
+    repeats: int
+
+
+def encode(clips: Clips, vocabulary: Vocabulary, repeats: int) -> Encoded:
+    labels = [torch.tensor(vocabulary.encode(vocabulary.fit(spell_out(text, "en")))) for text in clips.texts]
+    return Encoded([torch.from_numpy(np.array(each)) for each in clips.samples], labels, repeats)
+
+
 class Speech:
-    """Training clips on the device, drawn in batches of a few fixed shapes.
+    """Training clips, drawn in batches of a few fixed shapes.
 
     Attributes
     ----------
     audio
-        int16 [all samples]
-    starts, counts
-        int64 [clips]
+        int16 [all samples], on the device
     labels
-        int64 [clips, most labels], padded with zeros; `label_counts` int64 [clips]
+        int64 [clips, most labels], padded with zeros, on the device
+    starts, counts, label_counts
+        int64 [clips], on the CPU
     """
 
-    def __init__(self, sources: list[tuple[Clips, int]], vocabulary: Vocabulary, device: torch.device):
-        self._vocabulary = vocabulary
+    def __init__(self, sources: list[Encoded], device: torch.device):
         self.audio = torch.empty(0, dtype=torch.int16, device=device)
-        self.counts = torch.empty(0, dtype=torch.int64, device=device)
-        self._encoded: list[Tensor] = []
+        self.labels = torch.empty(0, 0, dtype=torch.int64, device=device)
+        self.counts = torch.empty(0, dtype=torch.int64)
+        self.label_counts = torch.empty(0, dtype=torch.int64)
         self.repeats = np.empty(0, int)
-        for clips, repeats in sources:
-            self.add(clips, repeats)
+        for source in sources:
+            self.add(source)
         self.edges = np.quantile(np.repeat(self.seconds, self.repeats), BUCKETS)
 
-    def add(self, clips: Clips, repeats: int) -> None:
-        """More clips, each `repeats` times an epoch. Those longer than the longest row are never drawn."""
-        counts = np.array([len(samples) for samples in clips.samples], int)
-        drawn = np.where(counts <= MAX_SECONDS * SAMPLE_RATE, repeats, 0)
+    def add(self, clips: Encoded) -> None:
+        """More clips. Those longer than the longest row are never drawn."""
+        if not clips.samples:
+            return
+        counts = torch.tensor([len(samples) for samples in clips.samples])
+        drawn = np.where(counts <= MAX_SECONDS * SAMPLE_RATE, clips.repeats, 0)
         self.repeats = np.concatenate([self.repeats, drawn])
-        device = self.audio.device
-        samples = [torch.from_numpy(np.array(each)) for each in clips.samples]
-        self.audio = torch.cat([self.audio, torch.cat(samples).to(device)])
-        self.counts = torch.cat([self.counts, torch.from_numpy(counts).to(device)])
+        self.audio = torch.cat([self.audio, torch.cat(clips.samples).to(self.audio.device)])
+        self.counts = torch.cat([self.counts, counts])
         self.starts = self.counts.cumsum(0) - self.counts
-        self.seconds = self.counts.cpu().numpy() / SAMPLE_RATE
-        vocabulary = self._vocabulary
-        self._encoded += [torch.tensor(vocabulary.encode(vocabulary.fit(spell_out(t, "en")))) for t in clips.texts]
-        self.label_counts = torch.tensor([len(each) for each in self._encoded], device=device)
-        self.labels = torch.nn.utils.rnn.pad_sequence(self._encoded, True).to(device)
+        self.seconds = self.counts.numpy() / SAMPLE_RATE
+        self.label_counts = torch.cat([self.label_counts, torch.tensor([len(each) for each in clips.labels])])
+        rows = [self.labels, torch.nn.utils.rnn.pad_sequence(clips.labels, True).to(self.labels.device)]
+        most = max(part.shape[1] for part in rows)
+        self.labels = torch.cat([F.pad(part, (0, most - part.shape[1])) for part in rows])
 
     def hours(self) -> float:
         return float((self.seconds * self.repeats).sum() / 3600)

@@ -12,6 +12,8 @@ import copy
 import json
 import math
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
+from dqlora.gpu import CudaGraphs, InBfloat16
 from dqlora.randomness import generator_for, seed_torch
 from dqlora.scoring import count_errors
 from dqlora.text import Vocabulary, spell_out
 from pretrain import augment
-from pretrain.data import Clips, Shards, Speech, read_folder, read_parquet
+from pretrain.data import Clips, Encoded, Shards, Speech, encode, read_folder, read_parquet
 
 STUDENT = Path("presets/mini/student")
 SEED = 0
@@ -49,30 +52,23 @@ def cnn(model: Wav2Vec2ForCTC, waves: Tensor) -> Tensor:
     first, *layers = model.wav2vec2.feature_extractor.conv_layers
     weight = first.conv.weight[:, 0]  # [channels, kernel]
     hidden = F.linear(waves.unfold(1, weight.shape[1], first.conv.stride[0]), weight, first.conv.bias)
-    hidden = F.gelu(_layer_norm(first.layer_norm, hidden))
+    hidden = F.gelu(first.layer_norm(hidden))
     for layer in layers:
         image = hidden[:, None].permute(0, 3, 1, 2)  # [clips, channels, 1, frames], channels last in memory
         weight = layer.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
         image = F.conv2d(image, weight, layer.conv.bias, stride=(1, layer.conv.stride[0]))
-        hidden = F.gelu(_layer_norm(layer.layer_norm, image.permute(0, 2, 3, 1)[:, 0]))
+        hidden = F.gelu(layer.layer_norm(image.permute(0, 2, 3, 1)[:, 0]))
     return hidden
-
-
-def _layer_norm(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
-    """In the activations' own precision; autocast would go to float32 and back. Sums are kept in float32 anyway."""
-    with torch.autocast(hidden.device.type, enabled=False):
-        return F.layer_norm(
-            hidden, norm.normalized_shape, norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype), norm.eps
-        )
 
 
 def positions(model: Wav2Vec2ForCTC, hidden: Tensor) -> Tensor:
     """The convolutional position embedding, its groups written as one dense kernel, which tensor cores run faster."""
     embed = model.wav2vec2.encoder.pos_conv_embed
     conv = embed.conv
-    out, inner, kernel = conv.weight.shape
-    weight = conv.weight.view(conv.groups, out // conv.groups, 1, inner, kernel)
-    blocks = torch.eye(conv.groups, device=hidden.device)[:, None, :, None, None]
+    weight = conv.weight.to(hidden.dtype)
+    out, inner, kernel = weight.shape
+    weight = weight.view(conv.groups, out // conv.groups, 1, inner, kernel)
+    blocks = torch.eye(conv.groups, device=hidden.device, dtype=hidden.dtype)[:, None, :, None, None]
     weight = (weight * blocks).reshape(out, -1, kernel)[:, :, None].contiguous(memory_format=torch.channels_last)
     image = F.conv2d(hidden[:, None].permute(0, 3, 1, 2), weight, conv.bias, padding=(0, conv.padding[0]))
     frames = hidden.shape[1]
@@ -80,23 +76,28 @@ def positions(model: Wav2Vec2ForCTC, hidden: Tensor) -> Tensor:
 
 
 class Reader(nn.Module):
-    """`forward` below as a module, so that gradients can be shared between processes."""
+    """Augments a batch and reads it: all of a step that has fixed shapes, so that it can be one CUDA graph."""
 
-    def __init__(self, model: Wav2Vec2ForCTC):
+    def __init__(self, model: Wav2Vec2ForCTC, strength: augment.Strength):
         super().__init__()
-        self.model = model
+        self.model, self.strength = model, strength
 
-    def forward(self, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor, Tensor]:
-        return forward(self.model, waves, lengths, mask_share)
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the last and of the middle layer, [clips, frames, symbols]."""
+        with torch.no_grad():
+            waves = augment.place(augment.move_formants(waves, self.strength), self.strength)
+            waves = augment.normalise(waves, lengths)
+        last, middle = forward(self.model, waves.bfloat16(), lengths, self.strength.mask_share)
+        return last.log_softmax(-1), middle.log_softmax(-1)
 
 
-def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor, Tensor]:
-    """What the model's own forward computes, faster; logits of the last and of the middle layer, and frame counts.
+def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor]:
+    """What the model's own forward computes, faster; logits of the last and of the middle layer.
 
     Parameters
     ----------
     waves
-        float32 [clips, samples], normalised
+        [clips, samples], normalised
     lengths
         int64 [clips], in samples
     mask_share
@@ -120,24 +121,31 @@ def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: f
         if number == AUX_LAYER:
             middle = hidden
     read = lambda hidden: model.lm_head(encoder.layer_norm(hidden)).float()  # noqa: E731
-    return read(hidden), read(middle), counts
+    return read(hidden), read(middle)
 
 
-def ctc(logits: Tensor, counts: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
+def ctc(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
     """CTC per label, blank 0."""
-    log_probs = logits.log_softmax(-1).transpose(0, 1)
-    loss = F.ctc_loss(log_probs, labels, counts, label_counts, blank=0, reduction="sum", zero_infinity=True)
+    loss = F.ctc_loss(
+        log_probs.transpose(0, 1), labels, frames, label_counts, blank=0, reduction="sum", zero_infinity=True
+    )
     return loss / label_counts.sum()
 
 
 @torch.no_grad()
-def make_batch(speech: Speech, clips: Tensor, samples: int, strength: augment.Strength) -> tuple[Tensor, Tensor]:
-    """Augmented, normalised waves [clips, samples] and their lengths."""
-    counts = speech.counts[clips]
-    rates = augment.uniform(*strength.rate, len(clips), counts.device).maximum(counts / samples)
-    waves, lengths = augment.play(speech.audio, speech.starts[clips], counts, rates, samples)
-    waves = augment.place(augment.move_formants(waves, strength), strength)
-    return augment.normalise(waves, lengths), lengths
+def make_batch(
+    speech: Speech, clips: Tensor, samples: int, strength: augment.Strength, rng: np.random.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows [clips, samples] on the device, each clip at a speed of its own, and their lengths on the CPU."""
+    starts, counts = speech.starts[clips], speech.counts[clips]
+    rates = torch.from_numpy(rng.uniform(*strength.rate, len(clips))).maximum(counts / samples)
+    there = (to(each, speech.audio.device) for each in (starts, counts, rates))
+    return augment.play(speech.audio, *there, samples), augment.played(counts, rates)
+
+
+def to(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy without waiting for what the device does."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def schedule(progress: float, warmup: float) -> float:
@@ -151,7 +159,7 @@ def schedule(progress: float, warmup: float) -> float:
 def train(
     model: Wav2Vec2ForCTC,
     speech: Speech,
-    shards: list[tuple[Shards, int]],
+    arrivals: Callable[[], list[Encoded]],
     deadline: float,
     accelerator: Accelerator,
     args: argparse.Namespace,
@@ -164,30 +172,34 @@ def train(
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
-    reader, optimiser = accelerator.prepare(Reader(model), optimiser)
+    reader: nn.Module = Reader(model, strength)
+    graphs = device.type == "cuda" and accelerator.num_processes == 1
+    reader = CudaGraphs(reader) if graphs else InBfloat16(reader)
+    reader, optimiser = accelerator.prepare(reader, optimiser)
     rng = generator_for(SEED, "batches", accelerator.process_index)
     started = saved = time.monotonic()
     step, heard, epoch, total = 0, 0.0, 0, torch.zeros(2, device=device)
     batches: list[tuple[Tensor, int]] = []
     model.train()
+    meanwhile = ThreadPoolExecutor(1)
+    arriving = meanwhile.submit(arrivals)
     while True:
         if not batches:
-            for source, repeats in shards:
-                clips = source.new()
-                if clips.texts:
-                    speech.add(clips, repeats)
+            if arriving.done():
+                for clips in arriving.result():
+                    speech.add(clips)
+                arriving = meanwhile.submit(arrivals)
             batches, epoch = speech.epoch(BATCH_SECONDS, rng), epoch + 1
         numbers, samples = batches.pop()
         heard += speech.seconds[numbers.numpy()].sum()
-        numbers = numbers.to(device)
         rate = args.learning_rate * schedule((time.monotonic() - started) / (deadline - started), warmup)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        waves, lengths = make_batch(speech, numbers, samples, strength)
-        labels, label_counts = speech.labels[numbers], speech.label_counts[numbers]
-        with torch.autocast(device.type, torch.bfloat16):
-            logits, middle, counts = reader(waves, lengths, strength.mask_share)
-        last, aux = ctc(logits, counts, labels, label_counts), ctc(middle, counts, labels, label_counts)
+        waves, lengths = make_batch(speech, numbers, samples, strength, rng)
+        log_probs, middle = reader(waves, to(lengths, device))
+        labels, label_counts = speech.labels[to(numbers, device)], speech.label_counts[numbers]
+        frames = model._get_feat_extract_output_lengths(lengths)
+        last, aux = (ctc(each, frames, labels, label_counts) for each in (log_probs, middle))
         (last + AUX_WEIGHT * aux).backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimiser.step()
@@ -209,6 +221,7 @@ def train(
             save(model, args.out)
             saved = time.monotonic()
         if done:
+            meanwhile.shutdown(wait=False, cancel_futures=True)
             return
 
 
@@ -258,6 +271,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="a folder saved before, to continue from")
     parser.add_argument("--augment", choices=augment.STRENGTHS, default="strong")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="its peak")
+    parser.add_argument("--dropout", type=float, default=0.1, help="after each layer and in its attention")
     parser.add_argument("--seconds", type=float, required=True, help="wall-clock time for all, loading to scoring")
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds - RESERVE
@@ -268,24 +282,30 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True  # a few fixed shapes
     seed_torch(SEED, "student")
     vocabulary = Vocabulary.load(STUDENT / "vocab.json")
-    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(STUDENT))
+    model = Wav2Vec2ForCTC(
+        Wav2Vec2Config.from_pretrained(STUDENT, hidden_dropout=args.dropout, attention_dropout=args.dropout)
+    )
     if args.init:
         shards = sorted(args.init.glob("*.safetensors"))
         model.load_state_dict({name: value for shard in shards for name, value in load_file(shard).items()})
     model.to(device)
-    shards = []
-    for path, times in (source.split(":") for source in args.synthetic):
-        shards.append((Shards(Path(path), accelerator.process_index, accelerator.num_processes), int(times)))
-    sources = [(source.new(), times) for source, times in shards]
-    sources += [(read_folder(Path(path)), int(times)) for path, times in (s.split(":") for s in args.real)]
-    speech = Speech(sources, vocabulary, device)
+    shards = [
+        (Shards(Path(path), accelerator.process_index, accelerator.num_processes), int(times))
+        for path, times in (source.split(":") for source in args.synthetic)
+    ]
+
+    def arrivals() -> list[Encoded]:
+        return [encode(source.new(), vocabulary, times) for source, times in shards]
+
+    folders = [(read_folder(Path(path)), int(times)) for path, times in (source.split(":") for source in args.real)]
+    speech = Speech([*arrivals(), *(encode(clips, vocabulary, times) for clips, times in folders)], device)
     tests = {name: Path(path) for name, path in (test.split("=") for test in args.test)}
     tests = {name: read_folder(path) if path.is_dir() else read_parquet(path) for name, path in tests.items()}
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, {len(speech.seconds)} clips, {speech.seconds.sum() / 3600:.1f} h, "
           f"{speech.hours():.1f} h an epoch, rows of {np.round(speech.edges, 1)} s", flush=True)  # fmt: skip
 
-    train(model, speech, shards, deadline, accelerator, args)
+    train(model, speech, arrivals, deadline, accelerator, args)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return

@@ -10,7 +10,7 @@ import torch
 
 from dqlora.text import Vocabulary
 from pretrain import synthesise
-from pretrain.data import MAX_SECONDS, Clips, Shards, Speech
+from pretrain.data import MAX_SECONDS, Clips, Shards, Speech, encode
 from pretrain.voices import SAMPLE_RATE
 
 
@@ -40,14 +40,18 @@ def test_an_epoch_draws_each_clip_as_often_as_asked(vocabulary: Vocabulary) -> N
     rng = np.random.default_rng(0)
     lengths = rng.uniform(1, 6, 40)
     clips = Clips(["some words"] * 40, [np.zeros(round(s * SAMPLE_RATE), np.int16) for s in lengths])
-    speech = Speech([(clips, 2)], vocabulary, torch.device("cpu"))
+    speech = Speech([encode(clips, vocabulary, 2)], torch.device("cpu"))
     long = Clips(["too long"], [np.zeros(round((MAX_SECONDS + 1) * SAMPLE_RATE), np.int16)])
-    speech.add(long, 5)
-    speech.add(Clips(["new"], [np.full(SAMPLE_RATE, 7, np.int16)]), 1)
+    speech.add(encode(long, vocabulary, 5))
+    speech.add(encode(Clips([], []), vocabulary, 1))
+    speech.add(encode(Clips(["many more words"], [np.full(SAMPLE_RATE, 7, np.int16)]), vocabulary, 1))
     drawn = torch.cat([clips for clips, _ in speech.epoch(1.0, rng)]).bincount(minlength=42)  # a clip a batch
     assert drawn.tolist() == [2] * 40 + [0, 1]
     assert (speech.audio[speech.starts[41] :] == 7).all()
-    assert speech.label_counts.tolist()[-2:] == [8, 3]
+    assert speech.label_counts.tolist()[-2:] == [8, 15]
+    assert vocabulary.decode(speech.labels[0, :10].tolist()) == "some words"
+    assert speech.labels.shape == (42, 15)
+    assert (speech.labels[0, 10:] == 0).all()
 
 
 @pytest.mark.parametrize("pauses", [False, True])
