@@ -31,7 +31,7 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE, to_int16
 from dqlora.batching import Example, collate, endless_batches, made_ahead
 from dqlora.config import Budget, Params, load_params
 from dqlora.errors import quieten_libraries, run_stage
@@ -230,7 +230,7 @@ def clips_of(sizes: Sizes, count: int, seconds: float) -> list[np.ndarray]:
 def our_encoding(sizes: Sizes, seconds: float) -> dict[str, float]:
     """Samples in, features out, both in the CPU's memory."""
     teacher = Teacher(sizes.folder / "teacher", sizes.device)
-    clips = clips_of(sizes, 2 if sizes.small else round(64 * 30 / seconds), seconds)
+    clips = [to_int16(clip) for clip in clips_of(sizes, 2 if sizes.small else round(256 * 30 / seconds), seconds)]
     return measured(lambda: teacher.encode(clips), len(clips) * seconds, sizes.repeats)
 
 

@@ -48,14 +48,25 @@ class Teacher:
         """Whisper's log-mel spectrogram [clips, 80 or 128, 100 seconds] of clips padded with silence to `seconds`.
 
         As transformers' WhisperFeatureExtractor makes it, but on the model's device from start to end.
+
+        Parameters
+        ----------
+        clips
+            [samples] each, at 16 kHz: all of them int16, or all float32 within -1 and 1.
         """
-        waves = torch.zeros(len(clips), seconds * SAMPLE_RATE)
-        for row, clip in zip(waves.numpy(), clips, strict=True):
+        on_gpu = self.model.device.type == "cuda"
+        dtype = torch.int16 if clips[0].dtype == np.int16 else torch.float32
+        padded = torch.empty(len(clips), seconds * SAMPLE_RATE, dtype=dtype, pin_memory=on_gpu)
+        for row, clip in zip(padded.numpy(), clips, strict=True):
             row[: len(clip)] = clip
+            row[len(clip) :] = 0
+        waves = padded.to(self.model.device, non_blocking=True).float()
+        if dtype == torch.int16:
+            waves /= 32768
         device, size = self.model.device, self._extractor.n_fft
         window = torch.hann_window(size, device=device)
         spectrum = torch.stft(
-            waves.to(device), size, self._extractor.hop_length, window=window, return_complex=True
+            waves, size, self._extractor.hop_length, window=window, return_complex=True
         )[..., :-1]  # fmt: skip
         filters = torch.from_numpy(self._extractor.mel_filters).to(device, torch.float32)
         log_mel = (filters.T @ spectrum.abs().square()).clamp(min=1e-10).log10()
@@ -72,18 +83,29 @@ class Teacher:
         Parameters
         ----------
         clips
-            float32 [samples] each, at 16 kHz, at most 30 s.
+            as of `log_mel`, at most 30 s each.
         """
         windows = [min(WINDOW, math.ceil(len(clip) / SAMPLE_RATE + MARGIN)) for clip in clips]
         features: list[np.ndarray] = [np.empty(0)] * len(clips)
+
+        def collect(batch: list[int], hidden: Tensor, ready: Any) -> None:
+            if ready is not None:
+                ready.synchronize()
+            for number, rows in zip(batch, hidden.numpy(), strict=True):
+                features[number] = rows[: math.ceil(FRAMES_PER_SECOND * len(clips[number]) / SAMPLE_RATE)]
+
+        under_way: list[tuple[list[int], Tensor, Any]] = []  # on a GPU, one batch is padded while another is encoded
         for seconds in sorted(set(windows)):
             same = [number for number, window in enumerate(windows) if window == seconds]
             at_once = max(1, SECONDS_AT_ONCE[self.model.device.type] // seconds)
             for start in range(0, len(same), at_once):
                 batch = same[start : start + at_once]
-                hidden = self._encoder(self.log_mel([clips[number] for number in batch], seconds)).half().cpu().numpy()
-                for number, rows in zip(batch, hidden, strict=True):
-                    features[number] = rows[: math.ceil(FRAMES_PER_SECOND * len(clips[number]) / SAMPLE_RATE)]
+                hidden = self._encoder(self.log_mel([clips[number] for number in batch], seconds)).half()
+                under_way.append((batch, *fetched(hidden)))
+                if len(under_way) > 1:
+                    collect(*under_way.pop(0))
+        for each in under_way:
+            collect(*each)
         return features
 
     def _encoder(self, log_mel: Tensor) -> Tensor:
@@ -108,6 +130,17 @@ class Teacher:
             self.log_mel(clips), num_beams=1, do_sample=False, max_new_tokens=200, **multilingual
         )
         return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def fetched(tensor: Tensor) -> tuple[Tensor, Any]:
+    """A tensor on its way to the CPU's memory, and the event after which it is there; None where it was there."""
+    if tensor.device.type != "cuda":
+        return tensor, None
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return there, ready
 
 
 def aligned_frames(student_config: Any, student_frames: int, teacher_frames: int) -> np.ndarray:

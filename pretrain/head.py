@@ -35,8 +35,7 @@ def encode(teacher: Teacher, samples: list[np.ndarray]) -> list[np.ndarray]:
     """The teacher's features of each clip, float16 [frames, width]."""
     features: list[np.ndarray] = []
     for start in tqdm(range(0, len(samples), CLIPS_AT_ONCE), "teacher", unit=" batches", mininterval=5):
-        clips = [np.asarray(clip, np.float32) / 32768 for clip in samples[start : start + CLIPS_AT_ONCE]]
-        features += teacher.encode(clips)
+        features += teacher.encode(samples[start : start + CLIPS_AT_ONCE])
     return features
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dqlora.audio import to_float32
 from dqlora.config import Paths, load_params
 from dqlora.errors import run_stage
 from dqlora.storage import Packed, PackedWriter, whole_folder
@@ -21,7 +20,7 @@ def encode_split(teacher: Teacher, heard: Packed, folder: Path, at_once: int) ->
     ):
         for start in range(0, len(heard), at_once):
             items = heard.items[start : start + at_once]
-            encoded = teacher.encode([to_float32(heard[item["id"]]) for item in items])
+            encoded = teacher.encode([heard[item["id"]] for item in items])
             for item, features in zip(items, encoded, strict=True):
                 out.append(features, id=item["id"], utterance=item.get("utterance", item["id"]))
             progress.update(len(items))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import WhisperFeatureExtractor
 
-from dqlora.audio import SAMPLE_RATE
+from dqlora.audio import SAMPLE_RATE, to_float32, to_int16
 from dqlora.config import TeacherHead as HeadSettings
 from dqlora.errors import UserError
 from dqlora.losses import ctc_loss
@@ -64,6 +64,12 @@ def test_features_cover_the_speech_and_not_the_padding(teacher: Teacher) -> None
     assert features[1].shape[0] == math.ceil(50 * 2.51)
     alone = teacher.encode(clips[1:2])[0].astype(np.float32)
     assert np.abs(alone - features[1].astype(np.float32)).max() < 0.05
+
+
+def test_int16_clips_have_the_features_of_float32_ones(teacher: Teacher) -> None:
+    clips = [to_int16(tone(seconds)) for seconds in (1.0, 0.4, 1.0)]
+    for whole, exact in zip(teacher.encode([to_float32(clip) for clip in clips]), teacher.encode(clips), strict=True):
+        assert np.array_equal(whole, exact)
 
 
 def test_the_teacher_transcribes_human_speech(teacher: Teacher, shared: Path) -> None:
