@@ -90,6 +90,11 @@ def _backward(log_probs, labels, frames, counts, alphas, losses, weights, betas,
         alpha_row -= STATES
 
 
+def warps(states: int) -> int:
+    """Two states a thread, within what a program may have."""
+    return min(16, max(1, states // 64))
+
+
 class _Ctc(torch.autograd.Function):
     @staticmethod
     def forward(context, logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tensor, blank: int) -> Tensor:
@@ -100,7 +105,7 @@ class _Ctc(torch.autograd.Function):
         alphas = log_probs.new_empty(clips, longest, states)
         losses = log_probs.new_empty(clips)
         sizes = (longest, vocabulary, labels.shape[1], blank, states)
-        _forward[(clips,)](log_probs, labels, frames, label_lengths, alphas, losses, *sizes)
+        _forward[(clips,)](log_probs, labels, frames, label_lengths, alphas, losses, *sizes, num_warps=warps(states))
         context.save_for_backward(log_probs, labels, frames, label_lengths, alphas, losses)
         context.sizes, context.dtype = sizes, logits.dtype
         return torch.where(losses.isfinite(), losses, 0.0)
@@ -114,8 +119,9 @@ class _Ctc(torch.autograd.Function):
         losses = losses.nan_to_num(posinf=0.0)
         betas = alphas.new_empty(len(losses), 2, alphas.shape[2])
         _backward[(len(losses),)](
-            log_probs, labels, frames, label_lengths, alphas, losses, weights, betas, gradient, *context.sizes
-        )
+            log_probs, labels, frames, label_lengths, alphas, losses, weights, betas, gradient, *context.sizes,
+            num_warps=warps(alphas.shape[2]),
+        )  # fmt: skip
         return gradient.to(context.dtype), None, None, None, None
 
 

@@ -111,7 +111,7 @@ class Teacher:
     def _encoder(self, log_mel: Tensor) -> Tensor:
         """What WhisperEncoder computes, of a window of any length up to 30 s."""
         encoder = self.model.model.encoder
-        hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(log_mel)))).transpose(1, 2)
+        hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(log_mel)))).transpose(1, 2).contiguous()
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
         for layer in encoder.layers:
             out = layer(hidden, None)

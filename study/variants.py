@@ -18,6 +18,7 @@ COMMON: Variant = {
     "train.dropout": 0.0,
     "train.mask_time_prob": 0.05,
 }
+RANK_32: Variant = {"lora.r": 32, "lora.alpha": 64}
 DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
 
 
@@ -51,7 +52,7 @@ VARIANTS: dict[str, Variant] = {
     "CTC only, learning rate 4e-3": {"train.learning_rate": 4e-3},
     "CTC only, LoRA r 8 on attention": {"lora.r": 8, "lora.alpha": 16, "lora.target_modules": ATTENTION},
     "CTC only, LoRA r 8": {"lora.r": 8, "lora.alpha": 16},
-    "CTC only, LoRA r 32": {"lora.r": 32, "lora.alpha": 64},
+    "CTC only, LoRA r 32": RANK_32,
     "CTC only, 16-bit base": {"student.quantize": "none"},
     "base alignment, λ 0.3": to("base_alignment", 0.3),
     "base letters, λ 10": to("base_letters", 10.0),
@@ -70,7 +71,16 @@ VARIANTS: dict[str, Variant] = {
         **to("base_features", 3.0, layer=8),
         "train.learning_rate": 1e-3,
     },
-    "base features of layer 8, λ 10, LoRA r 32": {**FEATURES, "lora.r": 32, "lora.alpha": 64},
+    "base features of layer 8, λ 10, LoRA r 32": {**FEATURES, **RANK_32},
+    "base features of layer 8, λ 10, LoRA r 32, learning rate 1e-3": {
+        **FEATURES,
+        **RANK_32,
+        "train.learning_rate": 1e-3,
+    },
+    "base features of layer 8, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=8), **RANK_32},
+    "base features of layer 10, λ 10, LoRA r 32": {**to("base_features", 10.0, layer=10), **RANK_32},
+    "base features of layer 10, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=10), **RANK_32},
+    "base features of layer 8, λ 10, LoRA r 64": {**FEATURES, "lora.r": 64, "lora.alpha": 128},
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
     "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
     "base features of layer 10, λ 10": to("base_features", 10.0, layer=10),
@@ -80,6 +90,10 @@ FINALISTS = (
     CTC,
     "base features of layer 8, λ 10",
     "base features of layer 8, λ 10, learning rate 1e-3",
+    "base features of layer 8, λ 10, LoRA r 32",
+    "base features of layer 8, λ 10, LoRA r 32, learning rate 1e-3",
+    "base features of layer 10, λ 30, LoRA r 32",
+    "CTC only, LoRA r 32",
     "whisper letters, λ 0.3",
     "both letters, λ 1",
 )
