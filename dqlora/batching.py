@@ -32,20 +32,20 @@ class Batch:
     """Padded examples. Rows beyond those of `labels` only fill the batch: clips of no frames."""
 
     features: Tensor  # float16 [clips, longest, conv_dim]
-    frames: Tensor  # int64 [clips]
+    frames: Tensor  # int64 [clips], on the CPU
     labels: Tensor  # int64 [examples, most labels]
-    label_lengths: Tensor  # int64 [examples]
+    label_lengths: Tensor  # int64 [examples], on the CPU
     teacher: Tensor | None  # float16 [clips, longest, width]
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on `device`, there when this returns."""
+        """The batch with its features, labels and targets on `device`, there when this returns."""
         if device.type == "cpu":
             return self
         stream, using = torch.cuda.Stream(device), torch.cuda.default_stream(device)
         moved = {}
         with torch.cuda.stream(stream):
-            for name, each in vars(self).items():
-                if each is not None:
+            for name in ("features", "labels", "teacher"):
+                if (each := getattr(self, name)) is not None:
                     moved[name] = each.pin_memory().to(device, non_blocking=True)
                     moved[name].record_stream(using)  # not to be overwritten while that stream still reads it
         stream.synchronize()

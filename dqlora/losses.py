@@ -4,17 +4,13 @@ All terms are sums over their items, divided by counts that the caller gives: so
 processes has the loss that it has on one.
 """
 
-from importlib.util import find_spec
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-HAS_TRITON = find_spec("triton") is not None  # comes with PyTorch for NVIDIA GPUs on Linux
 
-
-def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tensor, blank: int) -> Tensor:
-    """CTC loss (Graves et al. 2006) of each utterance in nats, float32 [batch]; 0 where the labels do not fit.
+def ctc_loss(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tensor, blank: int) -> Tensor:
+    """CTC loss (Graves et al. 2006) of each utterance in nats per label, summed over the batch.
 
     Parameters
     ----------
@@ -23,19 +19,11 @@ def ctc_losses(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Te
     labels
         int64 [batch, most labels], padded with anything.
     frames, label_lengths
-        int64 [batch], none of them 0.
+        int64 [batch], none of them 0; on the CPU, where `F.ctc_loss` wants them, or else it waits for the GPU.
     """
-    if logits.is_cuda and HAS_TRITON:
-        from dqlora.ctc import ctc_on_gpu
-
-        return ctc_on_gpu(logits, frames, labels, label_lengths, blank)
     log_probs = F.log_softmax(logits.float(), dim=-1).transpose(0, 1)  # [longest, batch, vocabulary]
-    return F.ctc_loss(log_probs, labels, frames, label_lengths, blank=blank, reduction="none", zero_infinity=True)
-
-
-def ctc_loss(logits: Tensor, frames: Tensor, labels: Tensor, label_lengths: Tensor, blank: int) -> Tensor:
-    """`ctc_losses` in nats per label, summed over the batch."""
-    return (ctc_losses(logits, frames, labels, label_lengths, blank) / label_lengths).sum()
+    losses = F.ctc_loss(log_probs, labels, frames, label_lengths, blank=blank, reduction="none")  # [batch]
+    return (losses / label_lengths.to(losses.device, non_blocking=True)).sum()
 
 
 def posterior_given_text(logits: Tensor, labels: Tensor, blank: int) -> Tensor:

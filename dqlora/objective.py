@@ -47,8 +47,9 @@ class Objective(nn.Module):
         self.comparison: nn.Module = Comparison(self.student, projection, blank, settings)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        frames = batch.frames.to(batch.features.device, non_blocking=True)
         targets = () if batch.teacher is None else (batch.teacher,)
-        logits, *distance = self.comparison(batch.features, batch.frames, *targets)
+        logits, *distance = self.comparison(batch.features, frames, *targets)
         clips = len(batch.labels)  # rows beyond them only fill the batch
         ctc = ctc_loss(logits[:clips], batch.frames[:clips], batch.labels, batch.label_lengths, self.blank)
         return ctc, distance[0] if distance else ctc.new_zeros(())

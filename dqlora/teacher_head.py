@@ -109,11 +109,12 @@ def train_head(
             seed_torch(seed, "head", step)
             for group in optimiser.param_groups:
                 group["lr"] = settings.learning_rate * warmup_cosine(step, steps, settings.warmup_share)
-            logits = head(batch.features.float(), batch.frames)
+            frames = batch.frames.to(device)
+            logits = head(batch.features.float(), frames)
             loss = ctc_loss(logits, batch.frames, batch.labels, batch.label_lengths, blank) / len(batch.frames)
             clock = settings.clock * max(0.0, 1 - 2 * step / steps)
             if clock and batch.teacher is not None:
-                kl = kl_divergence(logits, batch.teacher, batch.frames) / batch.frames.sum()
+                kl = kl_divergence(logits, batch.teacher, frames) / frames.sum()
                 (loss + clock * kl).backward()
             else:
                 loss.backward()

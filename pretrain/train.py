@@ -25,7 +25,6 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from dqlora.gpu import CudaGraphs, InBfloat16
-from dqlora.losses import ctc_losses
 from dqlora.randomness import generator_for, seed_torch
 from dqlora.scoring import count_errors
 from dqlora.text import Vocabulary, spell_out
@@ -84,11 +83,12 @@ class Reader(nn.Module):
         self.model, self.strength = model, strength
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the last and of the middle layer, float32 [clips, frames, symbols]."""
+        """Log-probabilities of the last and of the middle layer, [clips, frames, symbols]."""
         with torch.no_grad():
             waves = augment.place(augment.move_formants(waves, self.strength), self.strength)
             waves = augment.normalise(waves, lengths)
-        return forward(self.model, waves.bfloat16(), lengths, self.strength.mask_share)
+        last, middle = forward(self.model, waves.bfloat16(), lengths, self.strength.mask_share)
+        return last.log_softmax(-1), middle.log_softmax(-1)
 
 
 def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: float) -> tuple[Tensor, Tensor]:
@@ -124,20 +124,23 @@ def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_share: f
     return read(hidden), read(middle)
 
 
-def ctc(logits: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
-    """CTC per label, blank 0; clips too fast for their text do not count."""
-    return ctc_losses(logits, frames, labels, label_counts, blank=0).sum() / label_counts.sum()
+def ctc(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
+    """CTC per label, blank 0."""
+    loss = F.ctc_loss(
+        log_probs.transpose(0, 1), labels, frames, label_counts, blank=0, reduction="sum", zero_infinity=True
+    )
+    return loss / label_counts.sum()
 
 
 @torch.no_grad()
 def make_batch(
     speech: Speech, clips: Tensor, samples: int, strength: augment.Strength, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Rows [clips, samples], each clip at a speed of its own, and their lengths, on the device."""
+    """Rows [clips, samples] on the device, each clip at a speed of its own, and their lengths on the CPU."""
     starts, counts = speech.starts[clips], speech.counts[clips]
     rates = torch.from_numpy(rng.uniform(*strength.rate, len(clips))).maximum(counts / samples)
-    starts, counts, rates = (to(each, speech.audio.device) for each in (starts, counts, rates))
-    return augment.play(speech.audio, starts, counts, rates, samples), augment.played(counts, rates)
+    there = (to(each, speech.audio.device) for each in (starts, counts, rates))
+    return augment.play(speech.audio, *there, samples), augment.played(counts, rates)
 
 
 def to(tensor: Tensor, device: torch.device) -> Tensor:
@@ -193,10 +196,10 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         waves, lengths = make_batch(speech, numbers, samples, strength, rng)
-        logits, middle = reader(waves, lengths)
-        labels, label_counts = speech.labels[to(numbers, device)], to(speech.label_counts[numbers], device)
+        log_probs, middle = reader(waves, to(lengths, device))
+        labels, label_counts = speech.labels[to(numbers, device)], speech.label_counts[numbers]
         frames = model._get_feat_extract_output_lengths(lengths)
-        last, aux = (ctc(each, frames, labels, label_counts) for each in (logits, middle))
+        last, aux = (ctc(each, frames, labels, label_counts) for each in (log_probs, middle))
         (last + AUX_WEIGHT * aux).backward()
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimiser.step()
