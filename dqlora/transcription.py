@@ -25,7 +25,9 @@ from dqlora.text import Vocabulary
 WINDOW = 16 * SAMPLE_RATE  # samples without a pause that are read at once: as long as what students are trained on
 CONTEXT = 2 * SAMPLE_RATE  # samples more that such a window hears on either side
 PAUSE = 0.3  # s under the threshold: longer than the closure of a stop consonant
-MARGIN = 0.15  # s heard before and after the sound between two pauses, as in the clips that students learn from
+RANGE = 30.0  # dB under an utterance's loudest 10 ms: what is quieter at its ends is not heard
+EDGE = 0.03  # s heard beyond them
+MARGIN = 7  # frames of silence before and after, about as much as in the clips that students learn from
 THRESHOLD = 0.25  # of the way, in dB, from the 3rd to the 95th percentile of a stretch's level
 LEAST_RANGE = 12.0  # dB between the two, below which nothing is called a pause: speech in loud, steady noise
 ENERGY_HOP = SAMPLE_RATE // 100  # samples
@@ -158,33 +160,55 @@ def windows(blocks: Iterable[np.ndarray]) -> Iterator[Window]:
 
 
 def _between_pauses(held: np.ndarray, start: int, own: int, cut: int) -> Window:
-    """The window whose own samples are `own` to `cut` of the stream, without the silence at its ends.
+    """The window whose own samples are `own` to `cut` of the stream, with silence for what surrounds its sound.
 
-    `held` begins at `start`; what it has before `own` is context, since there was no pause at `own`.
+    `held` begins at `start`; what it has before `own` is context, since there was no pause at `own`. A shift of a few
+    milliseconds changes words that a student is not sure of: so frames are counted from the loudest sample, and the
+    same sound reads the same wherever in a recording it stands.
     """
-    loud = np.flatnonzero(_is_loud(held[: cut - start])) * ENERGY_HOP + start
-    margin = round(MARGIN * SAMPLE_RATE)
-    first, last = start, cut
-    if len(loud):
-        first = max(start, int(loud[0]) - margin) if own == start else start
-        last = min(cut, int(loud[-1]) + ENERGY_HOP + margin)
-    first = first // FRAME_HOP * FRAME_HOP
-    return Window(held[first - start : last - start], first // FRAME_HOP, _frames(own, cut), ends_in_pause=True)
+    silence = np.zeros(MARGIN * FRAME_HOP, np.float32)
+    first, last = _ends(held[: cut - start])
+    if own == start:
+        heard = np.concatenate([silence, held[first:last], silence])
+        return Window(heard, round((start + first) / FRAME_HOP) - MARGIN, _frames(own, cut), ends_in_pause=True)
+    heard = np.concatenate([held[:last], silence])
+    return Window(heard, start // FRAME_HOP, _frames(own, cut), ends_in_pause=True)
+
+
+def _ends(samples: np.ndarray) -> tuple[int, int]:
+    """Where the sound begins and ends, in samples; both a whole number of frames from the loudest sample."""
+    peak = int(np.abs(samples).argmax())
+    first, last, phase = 0, len(samples), peak % ENERGY_HOP
+    level = _levels(samples[phase:])
+    if len(level):
+        threshold = level.max() - RANGE
+        noisy = np.quantile(level, 0.03) > threshold - 3
+        loud = np.flatnonzero(_is_loud(samples[phase:]) if noisy else level > threshold) * ENERGY_HOP + phase
+        if len(loud):
+            edge = round(EDGE * SAMPLE_RATE)
+            first, last = int(loud[0]) - edge, int(loud[-1]) + ENERGY_HOP + edge
+    first = max(peak % FRAME_HOP, peak - -(-(peak - first) // FRAME_HOP) * FRAME_HOP)
+    return first, min(len(samples), peak + -(-(last - peak) // FRAME_HOP) * FRAME_HOP)
 
 
 def _frames(first: int, last: int) -> tuple[int, int]:
     return first // FRAME_HOP, last // FRAME_HOP
 
 
+def _levels(samples: np.ndarray) -> np.ndarray:
+    """Mean power of each 10 ms, dB."""
+    rows = samples[: len(samples) // ENERGY_HOP * ENERGY_HOP].reshape(-1, ENERGY_HOP)
+    return 10 * np.log10((rows.astype(np.float64) ** 2).mean(axis=1) + 1e-10)
+
+
 def _is_loud(samples: np.ndarray) -> np.ndarray:
     """bool [10 ms frames]: whether something is heard there, beside what is heard all along."""
-    rows = samples[: len(samples) // ENERGY_HOP * ENERGY_HOP].reshape(-1, ENERGY_HOP)
-    if len(rows) == 0:
+    level = _levels(samples)
+    if len(level) == 0:
         return np.zeros(0, bool)
-    level = 10 * np.log10((rows.astype(np.float64) ** 2).mean(axis=1) + 1e-10)  # dB
     quiet, loud = np.quantile(level, (0.03, 0.95))
     if loud - quiet < LEAST_RANGE:
-        return np.ones(len(rows), bool)
+        return np.ones(len(level), bool)
     return level > quiet + THRESHOLD * (loud - quiet)
 
 

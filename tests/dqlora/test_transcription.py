@@ -61,7 +61,10 @@ def test_windows_own_every_frame_once_and_hear_what_is_there(name: str, size: in
         assert window.own[0] == position
         position = window.own[1]
         heard = window.first_heard * FRAME_HOP
-        np.testing.assert_array_equal(window.samples, samples[heard : heard + len(window.samples)])
+        sound = np.trim_zeros(window.samples)  # silence may stand for what surrounds it
+        first = heard + len(window.samples) - len(np.trim_zeros(window.samples, "f"))
+        near = range(first - FRAME_HOP // 2, first + FRAME_HOP // 2 + 1)
+        assert any(np.array_equal(sound, samples[max(0, at) : max(0, at) + len(sound)]) for at in near)
         assert len(window.samples) <= WINDOW + 2 * CONTEXT
         if not window.ends_in_pause:  # cut where somebody may be speaking: heard on both sides of the cut
             assert heard + len(window.samples) == window.own[1] * FRAME_HOP + CONTEXT
@@ -141,10 +144,20 @@ def test_joined_clips_lose_and_double_no_words(mini: Recogniser, clips: list[np.
     alone = [transcribe_file(mini, wav(clip)) for clip in clips]
     expected = [(word, start / RATE) for start, words in zip(starts, alone, strict=True) for word in words]
     compared = jiwer.process_words(" ".join(w.text for w, _ in expected), " ".join(w.text for w in words))
-    assert compared.wer < 0.15 and compared.insertions + compared.deletions <= 3  # a moved frame may change a letter
+    assert compared.wer < 0.01
     firsts = [starts[n] / RATE + alone[n][0].start for n in range(len(clips))]
     for first in firsts:
         assert min(abs(word.start - first) for word in words) < 0.05
+
+
+@pytest.mark.parametrize("shift", [1, 80, 160, 3333])
+def test_a_shift_changes_no_word(shift: int, mini: Recogniser, clips: list[np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    for clip in clips:
+        noisy = clip + 0.003 * rng.standard_normal(len(clip)).astype(np.float32)
+        quiet = 0.003 * rng.standard_normal(RATE + shift).astype(np.float32)
+        there = transcribe_file(mini, wav(np.concatenate([quiet, noisy, quiet])))
+        assert [word.text for word in there] == [word.text for word in transcribe_file(mini, wav(noisy))]
 
 
 def test_words_start_when_they_are_said(mini: Recogniser, clips: list[np.ndarray]) -> None:
