@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from benchmarks.scaling import CLIP, write_corpus
 from dqlora.audio import SAMPLE_RATE
 from dqlora.storage import Packed, PackedWriter
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tone
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,3 +42,12 @@ def test_without_a_run_scaling_says_what_to_do(tmp_path: Path) -> None:
     ended = run("benchmarks.scaling", "--hours", "0.01", "--run", str(tmp_path / "models/mini"))
     assert ended.returncode == 1
     assert "dvc repro" in ended.stderr.strip().splitlines()[-1]
+
+
+def test_a_joined_recording_reads_nearly_as_its_pieces(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "beep.wav", tone(1.0), SAMPLE_RATE)
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\nbeep.wav,beep\n")
+    ended = run("benchmarks.joined", str(tmp_path), "--minutes", "0.3")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    (row,) = [line for line in ended.stdout.splitlines() if line.startswith("| whole against")]
+    assert float(row.split("|")[2]) < 10
