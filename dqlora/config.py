@@ -172,6 +172,8 @@ class Paths:
         self.adapter = models / "adapter"
         self.exported = models / "exported"
         self.checkpoints = models / "checkpoints"
+        self.cnn_features = self.checkpoints / "cnn_features"  # of the student, which are kept from run to run
+        self.targets = self.checkpoints / "targets"
         self.metrics = root / "metrics"
 
     def heard_by_teacher(self, teacher_input: str) -> Path:

@@ -42,15 +42,20 @@ def fingerprint(*parts: object) -> str:
     return digest.hexdigest()[:16]
 
 
-def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> Path:
+def is_made_from(folder: Path, current: str) -> bool:
+    """Whether `folder` is there and was made from the inputs that have this fingerprint."""
+    return (folder / "made_from").exists() and (folder / "made_from").read_text() == current
+
+
+def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> None:
     """CNN features of the noisy training and validation clips: the CNN is frozen, so they are computed once.
 
     Kept beside the checkpoints from run to run, until the student or the clips change.
     """
-    folder = paths.checkpoints / "cnn_features"
+    folder = paths.cnn_features
     current = fingerprint(paths.student, paths.noisy / "train", paths.noisy / "validation")
-    if (folder / "made_from").exists() and (folder / "made_from").read_text() == current:
-        return folder
+    if is_made_from(folder, current):
+        return
     width = base_of(model).config.conv_dim[-1]
     with whole_folder(folder) as temporary:
         for split in ("train", "validation"):
@@ -60,42 +65,64 @@ def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> Path:
                     features = cnn_features(model, to_float32(noisy[item["id"]]))
                     out.append(features.float().cpu().numpy(), id=item["id"])
         (temporary / "made_from").write_text(current)
-    return folder
 
 
-def distillation_targets(
-    model: torch.nn.Module, paths: Paths, params: Params, vocabulary: Vocabulary, device: torch.device
-) -> dict[str, np.ndarray]:
-    """What the student is to learn at each frame of each training clip, float16 [frames, width].
+def target_name(params: Params) -> str:
+    """What the settings say of the targets, apart from what they are made of."""
+    settings, parts = params.distill, [params.distill.target, params.student.quantize]
+    parts += [f"layer {settings.layer}"] if settings.target == "base_features" else []
+    parts += [f"seed {params.seed}"] if settings.target == "notebook" else []
+    return ", ".join(parts)
 
-    An utterance's target is made once, on the clean speech, and serves all its mixtures; only a teacher that hears the
-    mixture has another for each.
+
+def cache_targets(
+    folder: Path, model: torch.nn.Module, paths: Paths, params: Params, vocabulary: Vocabulary, device: torch.device
+) -> None:
+    """What the student is to learn at each frame of the training clips, float16 [frames, width], computed once.
+
+    A target is made on the clean speech, has the utterance's id and serves all its mixtures; only where Whisper hears
+    the mixture, each has its own. Kept in `folder` until something that it depends on changes.
     """
     settings = params.distill
+    of_whisper, of_head = settings.target in OF_WHISPER, settings.target in OF_HEAD
+    heard_by_teacher = paths.heard_by_teacher(params.teacher_input if of_whisper else "clean") / "train"
+    current = fingerprint(
+        target_name(params),
+        paths.student,
+        paths.clean / "train",
+        heard_by_teacher,
+        *([paths.teacher_features / "train"] if of_whisper else []),
+        *([paths.teacher_head] if of_head else []),
+    )
+    if is_made_from(folder, current):
+        return
     base = FromFeatures(model, settings.layer if settings.target == "base_features" else None)
-    heard = Packed(paths.teacher_features / "train") if settings.target in OF_WHISPER else None
+    heard = Packed(paths.teacher_features / "train") if of_whisper else None
     head: torch.nn.Module | None = None
-    if settings.target in OF_HEAD:
+    if of_head:
         head = load_head(paths.teacher_head, device)[0]
-    elif settings.target == "notebook" and heard is not None:
+    elif heard is not None and settings.target == "notebook":
         seed_torch(params.seed, "notebook")
         head = torch.nn.Linear(heard.values.shape[1], model.config.vocab_size).to(device)
     make = Targets(settings, base, vocabulary.blank, head)
-    clean, noisy = Packed(paths.clean / "train"), Packed(paths.noisy / "train")
-    made: dict[str, np.ndarray] = {}
-    targets = {}
-    for item in tqdm(noisy.items, "distillation targets", unit=" clips"):
-        name = item["id"] if params.teacher_input == "noisy" else item["utterance"]
-        if name not in made:
-            cnn = cnn_features(model, to_float32(clean[item["utterance"]]))
-            rows = torch.from_numpy(np.array(heard[name])).to(device) if heard is not None else None
-            made[name] = make(cnn, rows, vocabulary.encode(clean.item(item["utterance"])["text"]))
-        targets[item["id"]] = made[name]
-    return targets
+    clean = Packed(paths.clean / "train")
+
+    def target_of(item: dict[str, Any]) -> np.ndarray:
+        utterance = item.get("utterance", item["id"])
+        cnn = cnn_features(model, to_float32(clean[utterance]))
+        rows = torch.from_numpy(np.array(heard[item["id"]])).to(device) if heard is not None else None
+        return make(cnn, rows, vocabulary.encode(clean.item(utterance)["text"]))
+
+    items = Packed(heard_by_teacher).items
+    with whole_folder(folder) as temporary:
+        with PackedWriter(temporary, "float16", target_of(items[0]).shape[1]) as out:
+            for item in tqdm(items, "distillation targets", unit=" clips"):
+                out.append(target_of(item), id=item["id"])
+        (temporary / "made_from").write_text(current)
 
 
 def load_examples(
-    paths: Paths, split: str, cnn: Packed, vocabulary: Vocabulary, targets: dict[str, np.ndarray], set_aside: SetAside
+    paths: Paths, split: str, cnn: Packed, vocabulary: Vocabulary, targets: Packed | None, set_aside: SetAside
 ) -> list[Example]:
     """One example a noisy clip; texts that do not fit their frames are set aside, never cut."""
     clean = Packed(paths.clean / split)
@@ -107,7 +134,10 @@ def load_examples(
         if frames_needed(labels) > len(features):
             set_aside.add(split, item["id"], "more letters than frames")
             continue
-        examples.append(Example(features, labels, text, targets.get(item["id"])))
+        target = None
+        if targets is not None:
+            target = targets[item["id"] if item["id"] in targets else item["utterance"]]
+        examples.append(Example(features, labels, text, target))
     if not examples:
         raise UserError(f"{paths.noisy / split}: every transcript has more letters than its audio has frames")
     return examples
@@ -154,23 +184,25 @@ def main() -> None:
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     model = load_student(paths.student, params.student.quantize, accelerator.device)
     with accelerator.main_process_first():
-        cnn_folder = cache_cnn_features(model, paths)
-    cnn = {split: Packed(cnn_folder / split) for split in ("train", "validation")}
+        cache_cnn_features(model, paths)
+    cnn = {split: Packed(paths.cnn_features / split) for split in ("train", "validation")}
 
-    targets: dict[str, np.ndarray] = {}
+    targets: Packed | None = None
     if params.lambda_distill > 0:
         letters = params.distill.target in ("whisper_letters", "both_letters")
         if accelerator.is_main_process and params.teacher_input == "clean" and letters:
             warn_of_weak_teacher(model, vocabulary, paths, preset)
-        targets = distillation_targets(model, paths, params, vocabulary, accelerator.device)
+        with accelerator.main_process_first():
+            cache_targets(paths.targets, model, paths, params, vocabulary, accelerator.device)
+        targets = Packed(paths.targets)
     set_aside = SetAside()
     training = load_examples(paths, "train", cnn["train"], vocabulary, targets, set_aside)
-    validation = load_examples(paths, "validation", cnn["validation"], vocabulary, {}, set_aside)
+    validation = load_examples(paths, "validation", cnn["validation"], vocabulary, None, set_aside)
 
     model = adapt(model, params)
     trainable = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     total = model.num_parameters()
-    width = next((target.shape[1] for target in targets.values()), None)
+    width = targets.values.shape[1] if targets is not None else None
     seed_torch(params.seed, "objective")
     objective = Objective(model, vocabulary.blank, params.distill, width)
     run = fingerprint(params, preset.budget, paths.student, paths.noisy, paths.teacher_head, paths.teacher_features)

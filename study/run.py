@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
@@ -26,16 +25,24 @@ from tqdm import tqdm
 from dqlora.audio import FRAMES_PER_SECOND, to_float32
 from dqlora.batching import Example
 from dqlora.config import Budget, Params, Paths, load_params, load_preset
-from dqlora.errors import UserError, run_stage
+from dqlora.errors import SetAside, UserError, run_stage
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder
 from dqlora.student import base_of, cnn_features, load_student
-from dqlora.text import Vocabulary, frames_needed
+from dqlora.text import Vocabulary
 from dqlora.training import read_batched, train_student
 from stages.evaluate import test_clips
-from stages.train import adapt, distillation_targets, fingerprint
+from stages.train import (
+    adapt,
+    cache_cnn_features,
+    cache_targets,
+    fingerprint,
+    is_made_from,
+    load_examples,
+    target_name,
+)
 from study.variants import COMMON, FINALISTS, VARIANTS, Variant
 
 BASE = "base, unadapted"
@@ -53,29 +60,27 @@ def changed(params: Params, variant: Variant, seed: int) -> Params:
     return Params.model_validate(values)
 
 
-def cache_features(paths: Paths, device: torch.device) -> Path:
-    """CNN features of every clip that the study trains and tests on, and the test rows: <data>/study_features."""
-    folder = paths.clean.parent / "study_features"
-    current = fingerprint(paths.student, paths.noisy, paths.clean / "test")
-    if (folder / "made_from").exists() and (folder / "made_from").read_text() == current:
-        return folder
-    model = load_student(paths.student, "none", device)
-    width = base_of(model).config.conv_dim[-1]
+def cache_test_features(model: torch.nn.Module, paths: Paths) -> None:
+    """CNN features of every clip of the test, with its row of the index."""
+    folder = tested_features(paths)
+    current = fingerprint(paths.student, paths.noisy / "test", paths.clean / "test")
+    if is_made_from(folder, current):
+        return
     rows, clips = test_clips(paths)
     with whole_folder(folder) as temporary:
-        for split in ("train", "validation"):
-            noisy = Packed(paths.noisy / split)
-            with PackedWriter(temporary / split, "float16", width) as out:
-                for item in tqdm(noisy.items, split):
-                    features = cnn_features(model, to_float32(noisy[item["id"]]))
-                    out.append(features.cpu().numpy(), id=item["id"], utterance=item["utterance"])
-        with PackedWriter(temporary / "test", "float16", width) as out:
-            for number, (row, clip) in enumerate(zip(rows, clips, strict=True)):
-                out.append(
-                    cnn_features(model, to_float32(clip)).cpu().numpy(), **row | {"test": row["id"], "id": number}
-                )
+        with PackedWriter(temporary, "float16", base_of(model).config.conv_dim[-1]) as out:
+            for number, (row, clip) in enumerate(zip(tqdm(rows, "student's CNN test"), clips, strict=True)):
+                features = cnn_features(model, to_float32(clip)).cpu().numpy()
+                out.append(features, **row | {"utterance": row["id"], "id": number})
         (temporary / "made_from").write_text(current)
-    return folder
+
+
+def tested_features(paths: Paths) -> Path:
+    return paths.checkpoints / "study_test"
+
+
+def targets_folder(paths: Paths, params: Params) -> Path:
+    return paths.checkpoints / "study_targets" / target_name(params)
 
 
 class Runner:
@@ -87,30 +92,25 @@ class Runner:
         self.accelerator = Accelerator()
         self.device = self.accelerator.device
         self.vocabulary = Vocabulary.load(self.paths.student / "vocab.json")
-        self.targets: dict[str, dict[str, np.ndarray]] = {}
-        folder = cache_features(self.paths, self.device)
-        self.features = {split: Packed(folder / split) for split in ("train", "validation", "test")}
+        self.cnn = {split: Packed(self.paths.cnn_features / split) for split in ("train", "validation")}
+        self.test = Packed(tested_features(self.paths))
 
-    def examples(self, split: str, targets: dict[str, np.ndarray]) -> list[Example]:
-        clean = Packed(self.paths.clean / split)
-        made = []
-        for item in self.features[split].items:
-            features = self.features[split][item["id"]]
-            text = clean.item(item["utterance"])["text"]
-            labels = self.vocabulary.encode(text)
-            if frames_needed(labels) <= len(features):
-                made.append(Example(features, labels, text, targets.get(item["id"])))
-        return made
+    def examples(self, split: str, targets: Packed | None) -> list[Example]:
+        return load_examples(self.paths, split, self.cnn[split], self.vocabulary, targets, SetAside())
+
+    def make_targets(self, params: Params) -> None:
+        model = load_student(self.paths.student, params.student.quantize, self.device)
+        cache_targets(targets_folder(self.paths, params), model, self.paths, params, self.vocabulary, self.device)
 
     def score(self, model: torch.nn.Module) -> dict[str, Any]:
         """Word edits and words of each test clip, by corpus and condition, utterances in the same order."""
         longest = round(self.preset.budget.batch_seconds * FRAMES_PER_SECOND)
-        test = self.features["test"]
+        test = self.test
         texts = read_batched(model, [test[item["id"]] for item in test.items], self.vocabulary, longest)
         errors = count_errors([item["reference"] for item in test.items], texts, "en")
         table: dict[str, dict[str, list[list[int]]]] = {}
         for item, edits, words in zip(test.items, errors.word_edits, errors.words, strict=True):
-            corpus = item["test"].partition("-")[0]
+            corpus = item["utterance"].partition("-")[0]
             table.setdefault(corpus, {}).setdefault(item["condition"], []).append([int(edits), int(words)])
         return table
 
@@ -123,13 +123,10 @@ class Runner:
         if name == BASE:
             objective = Objective(model, self.vocabulary.blank, params.distill)
             return result | {"errors": self.score(objective.student)}
-        key = repr((params.distill.target, params.distill.layer, params.student.quantize))
-        if params.lambda_distill and key not in self.targets:
-            self.targets[key] = distillation_targets(model, self.paths, params, self.vocabulary, self.device)
-        targets = self.targets[key] if params.lambda_distill else {}
+        targets = Packed(targets_folder(self.paths, params)) if params.lambda_distill else None
         model = adapt(model, params)
         seed_torch(seed, "objective")
-        width = next((target.shape[1] for target in targets.values()), None)
+        width = targets.values.shape[1] if targets is not None else None
         objective = Objective(model, self.vocabulary.blank, params.distill, width)
         budget = Budget(
             head_steps=0,
@@ -141,7 +138,7 @@ class Runner:
             progress = train_student(
                 objective,
                 self.examples("train", targets),
-                self.examples("validation", {}),
+                self.examples("validation", None),
                 self.vocabulary,
                 self.preset.speech.language,
                 params.train,
@@ -171,6 +168,10 @@ def _start(preset: str, processes: int, counter: Any) -> None:
     _runner = Runner(preset)
 
 
+def _make_targets(params: Params) -> None:
+    _runner.make_targets(params)
+
+
 def _run(job: Job) -> dict[str, Any]:
     return _runner.run(job)
 
@@ -195,24 +196,30 @@ def main(
         raise UserError(f"--only, --skip: no variant is left; they are: {'; '.join(VARIANTS)}")
     if not steps and not finalist_steps:
         raise UserError("nothing to run: give --steps, --finalist-steps or both")
-    jobs: list[Job] = [(BASE, 0, 0)]
-    jobs += [(name, budget, number) for budget, number, name in itertools.product(steps or [], seed, names)]
     finalists = [name for name in FINALISTS if name in names]
-    jobs += [
-        (name, budget, number) for budget, number, name in itertools.product(finalist_steps or [], seed, finalists)
-    ]
+    # the longest first, so that no process is left alone with one
+    jobs: list[Job] = [(name, budget, number) for budget, number, name in itertools.product(steps or [], seed, names)]
+    jobs += itertools.product(finalists, finalist_steps or [], seed)
+    jobs = [*sorted(jobs, key=lambda job: -job[1]), (BASE, 0, 0)]
     results.parent.mkdir(parents=True, exist_ok=True)
     results.touch()
     rows = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
     done = {(row["variant"], row["steps"], row["seed"]) for row in rows}
     jobs = [job for job in jobs if job not in done]
-    cache_features(Paths(preset), torch.device("cpu" if not torch.cuda.is_available() else "cuda"))
+    paths = Paths(preset)
+    model = load_student(paths.student, "none", torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    cache_cnn_features(model, paths)
+    cache_test_features(model, paths)
     os.environ["STUDY_GPUS"] = str(torch.cuda.device_count())
     context = multiprocessing.get_context("spawn")
     with (
         context.Pool(processes, _start, (preset, processes, context.Value("i", 0))) as pool,
         results.open("a", encoding="utf-8") as file,
     ):
+        wanted = [changed(load_params(), VARIANTS.get(name, {}), number) for name, _, number in jobs]
+        targets = {target_name(params): params for params in wanted if params.lambda_distill}
+        for _ in tqdm(pool.imap_unordered(_make_targets, targets.values()), "targets", len(targets)):
+            pass
         for row in tqdm(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" run"):
             file.write(json.dumps(row) + "\n")
             file.flush()
