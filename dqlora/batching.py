@@ -33,6 +33,7 @@ class Batch:
 
     features: Tensor  # float16 [clips, longest, conv_dim]
     frames: Tensor  # int64 [clips], on the CPU
+    masked: Tensor  # bool [clips, longest]: frames hidden from the student, by SpecAugment
     labels: Tensor  # int64 [examples, most labels]
     label_lengths: Tensor  # int64 [examples], on the CPU
     teacher: Tensor | None  # float16 [clips, longest, width]
@@ -44,7 +45,7 @@ class Batch:
         stream, using = torch.cuda.Stream(device), torch.cuda.default_stream(device)
         moved = {}
         with torch.cuda.stream(stream):
-            for name in ("features", "labels", "teacher"):
+            for name in ("features", "masked", "labels", "teacher"):
                 if (each := getattr(self, name)) is not None:
                     moved[name] = each.pin_memory().to(device, non_blocking=True)
                     moved[name].record_stream(using)  # not to be overwritten while that stream still reads it
@@ -52,15 +53,25 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(examples: list[Example], shape: tuple[int, int] | None = None) -> Batch:
-    """A batch as small as the examples allow, or of `shape` (clips, longest)."""
+def collate(examples: list[Example], shape: tuple[int, int] | None = None, masked: Tensor | None = None) -> Batch:
+    """A batch as small as the examples allow, or of `shape` (clips, longest).
+
+    Parameters
+    ----------
+    masked
+        bool [examples, frames]: frames to hide, as far as the batch has them; none if not given.
+    """
     clips, longest = shape or (len(examples), max(len(example.features) for example in examples))
     features, frames = _padded([example.features for example in examples], clips, longest)
     labels = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
     lengths = torch.tensor([len(example.labels) for example in examples])
     targets = [example.teacher for example in examples if example.teacher is not None]
     teacher = _padded(targets, clips, longest)[0] if targets else None
-    return Batch(features, frames, labels, lengths, teacher)
+    hidden = torch.zeros(clips, longest, dtype=torch.bool)
+    if masked is not None:
+        frames_there = min(longest, masked.shape[1])
+        hidden[: len(examples), :frames_there] = masked[:, :frames_there]
+    return Batch(features, frames, hidden, labels, lengths, teacher)
 
 
 def _padded(rows: list[np.ndarray | Tensor], clips: int, longest: int) -> tuple[Tensor, Tensor]:

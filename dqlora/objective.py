@@ -18,9 +18,11 @@ class Comparison(nn.Module):
         super().__init__()
         self.student, self.projection, self.blank, self.settings = student, projection, blank, settings
 
-    def forward(self, features: Tensor, frames: Tensor, teacher: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(
+        self, features: Tensor, frames: Tensor, masked: Tensor, teacher: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
         """Logits [batch, longest, vocabulary], and the distance summed over frames where there is a teacher."""
-        logits = self.student(features, frames)
+        logits = self.student(features, frames, masked)
         if teacher is None:
             return (logits,)
         if self.projection is not None:
@@ -49,7 +51,7 @@ class Objective(nn.Module):
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         frames = batch.frames.to(batch.features.device, non_blocking=True)
         targets = () if batch.teacher is None else (batch.teacher,)
-        logits, *distance = self.comparison(batch.features, frames, *targets)
+        logits, *distance = self.comparison(batch.features, frames, batch.masked, *targets)
         clips = len(batch.labels)  # rows beyond them only fill the batch
         ctc = ctc_loss(logits[:clips], batch.frames[:clips], batch.labels, batch.label_lengths, self.blank)
         return ctc, distance[0] if distance else ctc.new_zeros(())

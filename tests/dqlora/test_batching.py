@@ -53,6 +53,10 @@ def test_a_batch_holds_the_examples_and_nothing_else() -> None:
         for row, example in enumerate(examples):
             assert np.array_equal(batch.features[row, : len(example.features)].numpy(), example.features)
             assert np.array_equal(batch.teacher[row, : len(example.features)].numpy(), example.teacher)
+        assert batch.masked.shape == (clips, longest) and not batch.masked.any()
+        for longer in (7, 100):  # a mask of the whole batch may be longer or shorter than a process' share of it
+            found = collate(examples, shape, torch.ones(2, longer, dtype=torch.bool)).masked
+            assert found.sum() == 2 * min(longer, longest) and found[:2, : min(longer, longest)].all()
         assert batch.features.abs().sum() == sum(torch.from_numpy(e.features).abs().sum() for e in examples)
 
 

@@ -36,7 +36,6 @@ for number, text in enumerate(["HELLO", "GOOD DAY", "YES", "ALL IS WELL", "NO"])
 model = add_lora(
     model, Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"]), seed=0
 )
-model.config.mask_time_prob = 0.0
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
@@ -46,7 +45,7 @@ distill = Distill(target="whisper_letters", temperature=1.0, frames="all", layer
 progress = train_student(
     Objective(model, vocabulary.blank, distill), examples, examples, vocabulary, "en",
     Train(
-        learning_rate=1e-2, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.0,
+        learning_rate=1e-2, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.3,
         patience=99,
     ),
     Budget(head_steps=1, steps=6, batch_seconds=3, validate_every=1),

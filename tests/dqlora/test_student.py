@@ -153,23 +153,23 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
 
 
 def test_masks_cover_the_share_asked_for() -> None:
-    torch.manual_seed(0)
-    masked = time_mask(torch.zeros(200, 500, 1), share=0.1)
-    assert 0.08 < masked.float().mean().item() < 0.11
+    masked = time_mask(200, 500, 0.1, torch.Generator().manual_seed(0))
+    assert masked.shape == (200, 500) and 0.08 < masked.float().mean().item() < 0.11
+    assert not time_mask(200, 500, 0.0).any()
 
 
-def test_frames_are_masked_in_training_alone(student_folder: Path) -> None:
-    model = add_lora(load_student(student_folder, "none", CPU), LORA, seed=0)
-    base_of(model).config.mask_time_prob = 0.5
+def test_what_is_masked_is_not_heard(student_folder: Path) -> None:
+    student = FromFeatures(load_student(student_folder, "none", CPU))
     torch.manual_seed(0)
-    features, frames = torch.randn(1, 50, base_of(model).config.conv_dim[-1]), torch.tensor([50])
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    heard, other = torch.randn(2, 1, 50, base_of(student.model).config.conv_dim[-1])
+    frames, masked = torch.tensor([50]), torch.zeros(1, 50, dtype=torch.bool)
+    masked[:, 20:30] = True
+    other[:, ~masked[0]] = heard[:, ~masked[0]]
     with torch.inference_mode():
-        for mode, same in ((model.eval, True), (model.train, False)):
-            student = FromFeatures(mode())
-            assert torch.equal(student(features, frames), student(features, frames)) == same
+        assert not torch.equal(student(heard, frames), student(other, frames))
+        assert torch.equal(student(heard, frames, masked), student(other, frames, masked))
+        assert not torch.equal(student(heard, frames, masked), student(heard, frames))
+        assert torch.equal(student(heard, frames, torch.zeros_like(masked)), student(heard, frames))
 
 
 def test_a_clip_of_no_frames_leaves_the_others_alone(student_folder: Path) -> None:

@@ -95,12 +95,15 @@ def test_one_batch_can_be_overfitted(
     model.requires_grad_(True)
     model.freeze_feature_encoder()
     model.wav2vec2.masked_spec_embed.requires_grad_(False)
-    model.config.mask_time_prob = 0.0
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     budget = Budget(head_steps=1, steps=250, batch_seconds=30, validate_every=50)
-    progress = train(model, examples[:3], vocabulary, tmp_path / "state.safetensors", budget=budget, lambda_distill=0.0)
+    settings = TRAIN.model_copy(update={"mask_time_prob": 0.0})
+    progress = train(
+        model, examples[:3], vocabulary, tmp_path / "state.safetensors",
+        settings=settings, budget=budget, lambda_distill=0.0,
+    )  # fmt: skip
     assert progress.curve[0]["validation_wer"] >= 1.0
     assert progress.best_wer == 0.0
 
