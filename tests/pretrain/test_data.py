@@ -11,7 +11,7 @@ import torch
 from dqlora.text import Vocabulary
 from pretrain import synthesise
 from pretrain.data import MAX_SECONDS, Clips, Shards, Speech, encode
-from pretrain.voices import SAMPLE_RATE
+from pretrain.voices import SAMPLE_RATE, TEST_VOICES, TRAIN_VOICES, Voice
 
 
 def write_shard(folder: Path, name: str, seconds: list[float]) -> None:
@@ -59,7 +59,7 @@ def test_clips_with_pauses_hold_the_same_speech(pauses: bool, tmp_path: Path, mo
     lines = [f"line {number}" for number in range(30)]
     speech = np.full(2 * SAMPLE_RATE, 0.5, np.float32)
     monkeypatch.setattr("pretrain.synthesise.synthesise", lambda *arguments: speech)
-    args = Namespace(seed=0, workers=1, folder=tmp_path, engines=["hibari"], pauses=pauses)
+    args = Namespace(seed=0, workers=1, folder=tmp_path, engines=["hibari"], pauses=pauses, no_test_voices=False)
     assert synthesise.work(0, args, lines, time.time() + 60)[0] == 30
     clips = Shards(tmp_path).new()
     assert sorted(re.findall(r"line \d+", " ".join(clips.texts))) == sorted(lines)
@@ -70,3 +70,10 @@ def test_clips_with_pauses_hold_the_same_speech(pauses: bool, tmp_path: Path, mo
     assert all(
         (samples != 0).sum() == count * len(speech) for samples, count in zip(clips.samples, together, strict=True)
     )
+
+
+def test_the_mini_corpus_test_voices_can_be_left_out() -> None:
+    assert all(synthesise.is_test_voice(voice) for voice in TEST_VOICES.values())
+    assert not any(synthesise.is_test_voice(voice) for voice in TRAIN_VOICES.values())
+    assert synthesise.is_test_voice(Voice("hibari", "us", 2, 0.9, 1.3))
+    assert not synthesise.is_test_voice(Voice("hibari", "us", 2, 0.95, 1.3))

@@ -1,6 +1,7 @@
 """The study end to end at a tiny size: runs are noted once, taken up again, and tabulated."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
 from dqlora.config import load_params
+from dqlora.errors import UserError
 from stages import fetch_noise, fetch_speech, mix
+from study import sources
 from study.run import BASE, changed
 from study.table import edits_and_words, gain, summed, wer
 from study.variants import CTC, FINALISTS, VARIANTS
@@ -22,7 +26,11 @@ LETTERS = "base letters, λ 3"
 
 def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", f"study.{module}", *arguments], capture_output=True, text=True, check=False
+        [sys.executable, "-m", f"study.{module}", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -92,6 +100,33 @@ def test_what_is_asked_wrongly_is_named(study_project: Path) -> None:
     }.items():
         ended = run(*arguments)
         assert ended.returncode != 0 and message in ended.stderr, ended.stderr
+
+
+def test_synthetic_speech_is_trained_on_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets/mini").mkdir(parents=True)
+    (tmp_path / "presets/mini/speech").symlink_to(ROOT / "presets/mini/speech")
+    for split in ("train", "validation", "test"):
+        write_audiofolder(tmp_path / "real" / split, [f"{split} sentence"])
+    write_noise(tmp_path / "noise/train")
+    write_noise(tmp_path / "noise/test")
+    with pytest.raises(UserError, match="no synthetic speech"):
+        sources.main(tmp_path / "real", tmp_path / "noise", tmp_path / "shards")
+    (tmp_path / "shards").mkdir()
+    for name, texts in {"0-0-0": ["second", "third"], "0-1-0": ["first"]}.items():
+        np.save(tmp_path / f"shards/{name}.npy", np.arange(800 * len(texts), dtype=np.int16))
+        entries = [{"text": text, "voice": "v", "samples": 800} for text in texts]
+        (tmp_path / f"shards/{name}.json").write_text(json.dumps(entries))
+    sources.main(tmp_path / "real", tmp_path / "noise", tmp_path / "shards")
+    speech = tmp_path / "presets/study/speech"
+    rows = [line.split(",") for line in (speech / "train/metadata.csv").read_text().splitlines()[1:]]
+    assert [row[1] for row in rows if row[0].startswith("synthetic")] == ["first", "second", "third"]
+    assert len(rows) == 220 + 1 + 3
+    assert not list((speech / "test").glob("synthetic*")) and not list((speech / "validation").glob("synthetic*"))
+    samples, rate = soundfile.read(speech / "train/synthetic-00001.flac", dtype="int16")
+    assert rate == 16_000 and samples.tolist() == list(range(800))
 
 
 def test_every_variant_is_a_valid_setting() -> None:
