@@ -1,6 +1,6 @@
 # make: set up and run the pipeline. make test: set up and run all tests. make check: lint and types.
-# make study SPEECH=folder NOISE=folder: what docs/distillation.md compares, on your own speech and noise; takes a GPU,
-# and leaves params.yaml at the preset study.
+# make study SPEECH=folder NOISE=folder SYNTHETIC=folder: what docs/distillation.md compares, on your own speech and
+# noise, and synthetic speech of pretrain.synthesise if you have it; takes a GPU, leaves params.yaml at the preset study.
 .DEFAULT_GOAL := repro
 PYTHON ?= python3
 BIN := .venv/bin
@@ -8,6 +8,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SPEECH ?= ../shared/speech/prompts
 NOISE ?= ../shared/noise
+SYNTHETIC ?=
 PROCESSES ?= 1
 SEEDS := --seed 0 --seed 1 --seed 2
 
@@ -32,8 +33,8 @@ check: setup
 	$(BIN)/mypy
 
 study: setup
-	$(BIN)/python -m study.sources $(SPEECH) $(NOISE)
-	$(BIN)/dvc exp run -S preset=study -S mix.copies=8 train_teacher_head
+	$(BIN)/python -m study.sources $(SPEECH) $(NOISE) $(if $(SYNTHETIC),--synthetic $(SYNTHETIC))
+	$(BIN)/dvc exp run -S preset=study -S mix.copies=4 train_teacher_head
 	$(BIN)/python -m study.run --steps 350 --finalist-steps 1000 $(SEEDS) --processes $(PROCESSES)
 	$(BIN)/python -m study.table
 

@@ -12,6 +12,7 @@ import itertools
 import statistics
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,15 +38,17 @@ from dqlora.config import Budget, Params, load_params
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.mixing import mix_int16
 from dqlora.objective import Objective
+from dqlora.randomness import seed_torch
 from dqlora.storage import write_json
 from dqlora.student import load_student
 from dqlora.teacher import Teacher
 from dqlora.text import Vocabulary
-from dqlora.training import read_batched, train_student
+from dqlora.training import Progress, read_batched, train_student
 from stages.train import adapt
 
 CLIP = 10  # seconds
 LABELS = 120  # a clip
+LONG_GAP = 20  # us between two kernels, more than a graph leaves
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 VOCABULARY = Path("presets/mini/student/vocab.json")
 SMALL_STUDENT = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
@@ -107,15 +110,37 @@ class Sizes:
         ]
 
 
-def our_training(
-    sizes: Sizes, examples: list[Example], changes: dict[str, dict[str, Any]], profile: bool = False
-) -> dict[str, float]:
-    """Training as stages.train does it, between the first validation and the last."""
+def train_ours(
+    sizes: Sizes, examples: list[Example], changes: dict[str, Any], validations: int, on_point: Callable[..., None]
+) -> Progress:
+    """Training as stages.train does it, `validations` times a stretch of the same number of steps."""
     params = Params.model_validate({**load_params().model_dump(), **changes})
     model = adapt(load_student(sizes.folder / "student", "nf4", sizes.device), params)
     vocabulary = Vocabulary.load(VOCABULARY)
     width = examples[0].teacher.shape[1] if examples[0].teacher is not None else None
+    seed_torch(params.seed, "objective")
     objective = Objective(model, vocabulary.blank, params.distill, width)
+    every = max(1, sizes.steps // validations)
+    with tempfile.TemporaryDirectory() as temporary:
+        return train_student(
+            objective, examples, examples[:1], vocabulary, "en", params.train.model_copy(update={"patience": 10**6}),
+            Budget(
+                head_steps=0, steps=validations * every, batch_seconds=sizes.batch_seconds, validate_every=every
+            ),
+            1.0, 0, Path(temporary) / "state.safetensors", Accelerator(), on_point=on_point,
+        )  # fmt: skip
+
+
+def stretches(progress: Progress, times: list[float]) -> list[float]:
+    """Seconds of audio a second of each stretch of training, given when each point of the curve came."""
+    audio = progress.audio_seconds / (len(times) - 1)
+    return [audio / (after - before) for before, after in itertools.pairwise(times)]
+
+
+def our_training(
+    sizes: Sizes, examples: list[Example], changes: dict[str, Any], profile: bool = False
+) -> dict[str, float]:
+    """Between the first validation, with which graphs are recorded, and the last."""
     times: list[float] = []
     profiler = torch.profiler.profile() if profile else None
 
@@ -128,26 +153,38 @@ def our_training(
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    every = max(1, sizes.steps // 4)
-    with tempfile.TemporaryDirectory() as temporary:
-        progress = train_student(
-            objective, examples, examples[:1], vocabulary, "en", params.train.model_copy(update={"patience": 10**6}),
-            Budget(head_steps=0, steps=4 * every, batch_seconds=sizes.batch_seconds, validate_every=every),
-            1.0, 0, Path(temporary) / "state.safetensors", Accelerator(), on_point=at_point,
-        )  # fmt: skip
+    progress = train_ours(sizes, examples, changes, 4, at_point)
     if profiler:
-        kernels = [event for event in profiler.key_averages() if event.self_device_time_total > 0]
-        kernels.sort(key=lambda event: -event.self_device_time_total)
-        print(f"kernels' milliseconds a step: {sum(k.self_device_time_total for k in kernels) / 1e3 / every:.2f}")
-        for kernel in kernels[:25]:
-            print(f"{kernel.self_device_time_total / 1e3 / every:8.3f} {kernel.count / every:6.1f}x {kernel.key[:90]}")
-    a_step = progress.audio_seconds / progress.step
-    rates = [every * a_step / (after - before) for before, after in itertools.pairwise(times[1:])]
+        print_kernels(profiler, progress.step // 4)
     return {
-        "audio_seconds_per_second": statistics.median(rates),
+        "audio_seconds_per_second": statistics.median(stretches(progress, times)[1:]),
         "warm_up_seconds": times[1] - times[0],
         "gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     }
+
+
+def print_kernels(profiler: torch.profiler.profile, steps: int) -> None:
+    """What a step's milliseconds go to: kernels by name, and the gaps between them, by the kernel before the gap."""
+    events = [event for event in profiler.events() if event.device_type == torch.profiler.DeviceType.CUDA]
+    events.sort(key=lambda event: event.time_range.start)  # in us
+    busy, idle, end = defaultdict(list), defaultdict(list), events[0].time_range.start
+    name = ""
+    for event in events:
+        start = max(event.time_range.start, end)
+        idle[name, "short" if start - end < LONG_GAP else "long"].append(start - end)
+        busy[event.name].append(max(0.0, event.time_range.end - start))
+        if event.time_range.end > end:
+            end, name = event.time_range.end, event.name
+    print(f"{len(events) / steps:.0f} kernels and copies a step; milliseconds of a step, and how many:")
+    for title, table in (("kernels", busy), ("gaps after", idle)):
+        total = sum(sum(each) for each in table.values()) / 1e3 / steps
+        print(f"{title}: {total:.2f}")
+        for key, each in sorted(table.items(), key=lambda item: -sum(item[1]))[:30]:
+            label = key if isinstance(key, str) else f"{key[1]}: {key[0]}"
+            print(f"{sum(each) / 1e3 / steps:8.3f} {len(each) / steps:7.1f}x {label[:90]}")
+    for length in ("short", "long"):
+        gaps = [gap for (_, which), each in idle.items() if which == length for gap in each]
+        print(f"{length} gaps: {sum(gaps) / 1e3 / steps:.2f} ms, {len(gaps) / steps:.1f} of them")
 
 
 def usual_training(sizes: Sizes, clips: int, quantised: bool) -> dict[str, float]:

@@ -1,9 +1,10 @@
 """Put the study's speech and noise into presets/study: the mini preset's corpus and a folder of real speech.
 
-python -m study.sources ../shared/speech/prompts ../shared/noise
+python -m study.sources ../shared/speech/prompts ../shared/noise --synthetic speech/study
 
-SPEECH   folder with train/, validation/, test/, each recordings with a metadata.csv (file_name,transcription)
-NOISE    folder with train/ and test/, recordings
+SPEECH       folder with train/, validation/, test/, each recordings with a metadata.csv (file_name,transcription)
+NOISE        folder with train/ and test/, recordings
+--synthetic  more speech to train on: a folder of pretrain.synthesise, made with --no-test-voices
 """
 
 import csv
@@ -12,10 +13,13 @@ from pathlib import Path
 from typing import Annotated
 
 import pyarrow.parquet
+import soundfile
 import typer
 
+from dqlora.audio import SAMPLE_RATE
 from dqlora.errors import UserError, run_stage
 from dqlora.storage import whole_folder
+from pretrain.data import Shards
 
 MINI = Path("presets/mini/speech")
 OUTPUT = Path("presets/study")
@@ -41,15 +45,31 @@ def folder_rows(folder: Path, name: str, output: Path) -> list[tuple[str, str]]:
     return [(f"{name}-{row['file_name']}", row["transcription"]) for row in rows]
 
 
+def synthetic_rows(folder: Path, output: Path) -> list[tuple[str, str]]:
+    """Write synthetic clips as recordings, numbered whatever the workers that made them; names and transcripts."""
+    clips = Shards(folder).new()
+    if not clips.texts:
+        raise UserError(f"{folder}: no synthetic speech; pretrain.synthesise writes it")
+    rows = []
+    ordered = sorted(zip(clips.texts, clips.samples, strict=True), key=lambda clip: (clip[0], len(clip[1])))
+    for number, (text, samples) in enumerate(ordered):
+        rows.append((f"synthetic-{number:05d}.flac", text))
+        soundfile.write(output / rows[-1][0], samples, SAMPLE_RATE)
+    return rows
+
+
 def main(
     speech: Annotated[Path, typer.Argument(help="Real speech: train/, validation/, test/ with a metadata.csv each.")],
     noise: Annotated[Path, typer.Argument(help="Noise recordings: train/, test/.")],
+    synthetic: Annotated[Path | None, typer.Option(help="More training speech, of pretrain.synthesise.")] = None,
 ) -> None:
     with whole_folder(OUTPUT) as folder:
         for split in ("train", "validation", "test"):
             output = folder / "speech" / split
             output.mkdir(parents=True)
             rows = mini_rows(split, output) + folder_rows(speech / split, speech.name, output)
+            if synthetic and split == "train":
+                rows += synthetic_rows(synthetic, output)
             with (output / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([("file_name", "transcription"), *rows])
             print(f"{split}: {len(rows)} utterances")

@@ -1,0 +1,94 @@
+"""Whether several processes train as one does, and how much faster: one on each GPU, or on the cores of a CPU.
+
+python -m benchmarks.processes [--processes 2] [--small] [--rounds 2] [--output FILE.json]
+
+Starts itself through accelerate with one process and with several, in turns, on the same clips, batches, masks and
+seeds. Two things are to hold: the loss curve is that of one process, and the audio trained a second grows with them.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from accelerate import PartialState
+
+from benchmarks.training import Sizes, stretches, train_ours
+from dqlora.config import load_params
+from dqlora.errors import UserError, quieten_libraries, run_stage
+from dqlora.storage import write_json
+
+VALIDATIONS = 10  # points of the loss curve
+
+
+def launch(processes: int, small: bool, batch_seconds: int, result: Path) -> dict[str, Any]:
+    """Train on `processes` processes; the loss curve and the seconds of audio a second."""
+    where = ["--multi_gpu"] * (processes > 1) if torch.cuda.is_available() else ["--cpu"]
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *where, "--num_processes", str(processes), *options]
+    command += ["-m", "benchmarks.processes", "--result", str(result), "--batch-seconds", str(batch_seconds)]
+    ended = subprocess.run(
+        [*command, *["--small"] * small], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if ended.returncode:
+        raise UserError(f"training on {processes} processes failed:\n{ended.stderr[-3000:]}")
+    return json.loads(result.read_text())
+
+
+def train(small: bool, batch_seconds: int, result: Path) -> None:
+    """What each process does."""
+    quieten_libraries()
+    with tempfile.TemporaryDirectory() as temporary:
+        sizes = Sizes(small, Path(temporary))
+        sizes.batch_seconds = batch_seconds
+        changes = {"distill": {**load_params().distill.model_dump(), "target": "base_letters"}}
+        times: list[float] = []
+        letters = sizes.examples(32)
+        progress = train_ours(sizes, letters, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()))
+    if PartialState().is_main_process:
+        rates = stretches(progress, times)[1:]  # graphs are recorded in the first
+        losses = [point["train_loss"] for point in progress.curve[1:]]
+        write_json(result, {"losses": losses, "audio_seconds_per_second": statistics.median(rates)})
+
+
+def main(
+    processes: Annotated[int, typer.Option(min=2, help="To compare with one.")] = 2,
+    small: Annotated[bool, typer.Option("--small", help="Tiny models, for a CPU.")] = False,
+    rounds: Annotated[int, typer.Option(min=1, help="Of each; the table has the medians.")] = 2,
+    batch_seconds: Annotated[int, typer.Option(help="Seconds of audio a step, over all processes.")] = 640,
+    output: Annotated[Path | None, typer.Option(help="JSON to write the table to as well.")] = None,
+    result: Annotated[Path | None, typer.Option(hidden=True, help="Set in the processes that train.")] = None,
+) -> None:
+    if result:
+        train(small, batch_seconds, result)
+        return
+    found: dict[int, list[dict[str, Any]]] = {1: [], processes: []}
+    with tempfile.TemporaryDirectory() as temporary:
+        for _ in range(rounds):
+            for number, runs in found.items():
+                runs.append(launch(number, small, batch_seconds, Path(temporary) / "result.json"))
+                print(number, runs[-1], flush=True)
+    alone, together = (found[number][0]["losses"] for number in found)
+    apart = max(abs(one - other) / one for one, other in zip(alone, together, strict=True))
+    again = max(abs(one - other) / one for one, other in zip(alone, found[1][-1]["losses"], strict=True))
+    rates = {n: statistics.median(run["audio_seconds_per_second"] for run in runs) for n, runs in found.items()}
+    ratio = rates[processes] / rates[1]
+    print("\n| processes | audio s/s | ratio | first loss | last loss |\n| --- | --- | --- | --- | --- |")
+    for number, runs in found.items():
+        losses = runs[0]["losses"]
+        print(
+            f"| {number} | {rates[number]:.0f} | {rates[number] / rates[1]:.2f} | {losses[0]:.4f} | {losses[-1]:.4f} |"
+        )
+    print(f"loss curves apart by at most {apart:.1e} of the loss; one process, run again, by {again:.1e}")
+    if output:
+        write_json(output, {"rates": rates, "ratio": ratio, "curves_apart": apart, "again_apart": again, "runs": found})
+
+
+if __name__ == "__main__":
+    run_stage(lambda: typer.run(main))
