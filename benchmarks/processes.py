@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 from benchmarks.training import Sizes, stretches, train_ours
 from dqlora.config import load_params
@@ -45,7 +45,8 @@ def train(small: bool, batch_seconds: int, result: Path) -> None:
     """What each process does."""
     quieten_libraries()
     with tempfile.TemporaryDirectory() as temporary:
-        sizes = Sizes(small, Path(temporary))
+        device = Accelerator(cpu=not torch.cuda.is_available()).device  # this process' own
+        sizes = Sizes(small, Path(temporary), device)
         sizes.batch_seconds = batch_seconds
         changes = {"distill": {**load_params().distill.model_dump(), "target": "base_letters"}}
         times: list[float] = []

@@ -48,6 +48,7 @@ from stages.train import adapt
 
 CLIP = 10  # seconds
 LABELS = 120  # a clip
+STRETCHES = 3  # of training, each ending with a validation and a checkpoint, as it does in use
 LONG_GAP = 20  # us between two kernels, more than a graph leaves
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 VOCABULARY = Path("presets/mini/student/vocab.json")
@@ -77,10 +78,10 @@ def seconds_of(call: Callable[[], Any], repeats: int) -> float:
 class Sizes:
     """What is measured: models in a temporary folder, clips, repeats."""
 
-    def __init__(self, small: bool, folder: Path):
+    def __init__(self, small: bool, folder: Path, device: torch.device | None = None):
         self.small, self.folder = small, folder
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.clips, self.batch_seconds, self.steps = (12, 40, 6) if small else (320, 320, 80)
+        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.clips, self.batch_seconds, self.steps = (12, 40, 6) if small else (320, 320, 300)
         self.repeats = 1 if small else 10
         torch.manual_seed(0)
         self.student_config = Wav2Vec2Config(vocab_size=32, pad_token_id=0, **(SMALL_STUDENT if small else {}))
@@ -153,9 +154,9 @@ def our_training(
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    progress = train_ours(sizes, examples, changes, 4, at_point)
+    progress = train_ours(sizes, examples, changes, STRETCHES, at_point)
     if profiler:
-        print_kernels(profiler, progress.step // 4)
+        print_kernels(profiler, progress.step // STRETCHES)
     return {
         "audio_seconds_per_second": statistics.median(stretches(progress, times)[1:]),
         "warm_up_seconds": times[1] - times[0],

@@ -130,6 +130,11 @@ class Speech:
     def hours(self) -> float:
         return float((self.seconds * self.repeats).sum() / 3600)
 
+    def shapes(self, batch_seconds: float) -> list[tuple[int, int]]:
+        """Clips and samples of a row of each shape that batches have, the longest rows first."""
+        rows = sorted((edge * SLACK for edge in self.edges), reverse=True)
+        return [(max(1, int(batch_seconds / seconds)), int(seconds * SAMPLE_RATE)) for seconds in rows]
+
     def epoch(self, batch_seconds: float, rng: np.random.Generator) -> list[tuple[Tensor, int]]:
         """Batches in random order: clip numbers, int64 [clips], and the row length in samples."""
         clips = np.repeat(np.arange(len(self.repeats)), self.repeats)

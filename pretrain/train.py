@@ -176,10 +176,15 @@ def train(
     reader = (CudaGraphs if device.type == "cuda" else InBfloat16)(Reader(model, strength))
     rng = generator_for(SEED, "batches", accelerator.process_index)
     seed_torch(SEED, "augment", accelerator.process_index)
+    model.train()
+    if device.type == "cuda":
+        begun = time.monotonic()
+        for clips, samples in speech.shapes(BATCH_SECONDS):  # all graphs are recorded now: later, others would wait
+            reader(torch.zeros(clips, samples, device=device), torch.full((clips,), samples, device=device))
+        accelerator.print(f"graphs recorded in {time.monotonic() - begun:.0f} s", flush=True)
     started = saved = time.monotonic()
     step, heard, epoch, total = 0, 0.0, 0, torch.zeros(2, device=device)
     batches: list[tuple[Tensor, int]] = []
-    model.train()
     meanwhile = ThreadPoolExecutor(1)
     arriving = meanwhile.submit(arrivals)
     while True:
