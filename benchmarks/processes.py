@@ -24,7 +24,7 @@ from dqlora.config import load_params
 from dqlora.errors import UserError, quieten_libraries, run_stage
 from dqlora.storage import write_json
 
-VALIDATIONS = 10  # points of the loss curve
+STEPS, VALIDATIONS = 120, 4  # the latter are the points of the loss curve
 
 
 def launch(processes: int, small: bool, batch_seconds: int, result: Path) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def train(small: bool, batch_seconds: int, result: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         device = Accelerator(cpu=not torch.cuda.is_available()).device  # this process' own
         sizes = Sizes(small, Path(temporary), device)
-        sizes.batch_seconds = batch_seconds
+        sizes.batch_seconds, sizes.steps = batch_seconds, 12 if small else STEPS
         changes = {"distill": {**load_params().distill.model_dump(), "target": "base_letters"}}
         times: list[float] = []
         letters = sizes.examples(32)

@@ -80,6 +80,7 @@ class Train(Block):
     gradient_clip: Annotated[float, Field(gt=0)]
     dropout: Share
     mask_time_prob: Share
+    interpolation: Annotated[float, Field(gt=0, le=1)]
     patience: Positive
 
 

@@ -121,7 +121,7 @@ def train_student(
     accelerator: Accelerator,
     on_point: Callable[[dict[str, float]], None] = lambda point: None,
 ) -> Progress:
-    """Train the trainable weights of `objective` in place and leave it with those of the best validation.
+    """Train the trainable weights of `objective` in place and leave it those of the best validation, interpolated.
 
     Goes on from `checkpoint` where that exists; the result is the same as without the interruption.
 
@@ -154,7 +154,8 @@ def train_student(
     optimiser = torch.optim.AdamW(
         trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=graphs
     )
-    best = {name: weight.detach().clone() for name, weight in trainable.items()}
+    start = {name: weight.detach().clone() for name, weight in trainable.items()}
+    best = {name: weight.clone() for name, weight in start.items()}
     progress = _resume(checkpoint, trainable, best, optimiser) if checkpoint.exists() else Progress()
     if progress.step:
         accelerator.print(f"training goes on from step {progress.step} ({checkpoint})")
@@ -245,8 +246,17 @@ def train_student(
     progress.seconds = time.perf_counter() - started
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(best[name])
+            parameter.copy_(interpolated(name, start[name], best[name], settings.interpolation))
     return progress
+
+
+def interpolated(name: str, start: Tensor, end: Tensor, share: float) -> Tensor:
+    """`share` of the way from one weight to the other, as WiSE-FT mixes a model with its fine-tuned one.
+
+    Wortsman et al. 2022 (arXiv 2109.01903): most of what fine-tuning gains is kept, much of what it loses elsewhere
+    comes back. Of LoRA's factors only B, which starts from 0, is moved: B A is then `share` of the trained update.
+    """
+    return end if "lora_A" in name else torch.lerp(start, end, share)
 
 
 def _save(

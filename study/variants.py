@@ -17,6 +17,7 @@ COMMON: Variant = {
     "train.learning_rate": 2e-3,
     "train.dropout": 0.0,
     "train.mask_time_prob": 0.05,
+    "train.interpolation": 1.0,
 }
 RANK_32: Variant = {"lora.r": 32, "lora.alpha": 64}
 DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
@@ -81,6 +82,8 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 10, λ 10, LoRA r 32": {**to("base_features", 10.0, layer=10), **RANK_32},
     "base features of layer 10, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=10), **RANK_32},
     "base features of layer 8, λ 10, LoRA r 64": {**FEATURES, "lora.r": 64, "lora.alpha": 128},
+    "base features of layer 8, λ 10, interpolation 0.7": {**FEATURES, "train.interpolation": 0.7},
+    "CTC only, interpolation 0.7": {"train.interpolation": 0.7},
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
     "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
     "base features of layer 10, λ 10": to("base_features", 10.0, layer=10),
@@ -92,6 +95,7 @@ FINALISTS = (
     "base features of layer 8, λ 10, learning rate 1e-3",
     "base features of layer 8, λ 10, LoRA r 32",
     "base features of layer 8, λ 10, LoRA r 32, learning rate 1e-3",
+    "base features of layer 8, λ 10, LoRA r 64",
     "base features of layer 10, λ 30, LoRA r 32",
     "CTC only, LoRA r 32",
     "whisper letters, λ 0.3",

@@ -24,6 +24,7 @@ TRAIN = Train(
     gradient_clip=1.0,
     dropout=0.1,
     mask_time_prob=0.05,
+    interpolation=1.0,
     patience=99,
 )
 DISTILL = Distill(target="whisper_letters", temperature=1.0, frames="all", layer=1)
@@ -139,6 +140,41 @@ def test_patience_ends_training_and_the_best_weights_are_kept(
     assert (progress.step, progress.best_step, progress.best_wer) == (6, 2, 0.5)
     assert all(torch.equal(weight, seen[2][name]) for name, weight in trainable(model).items())
     assert any(not torch.equal(weight, seen[2][name]) for name, weight in seen[6].items())
+
+
+@pytest.mark.parametrize("adapt", ["lora", "full"])
+def test_the_weights_kept_lie_between_the_base_and_the_trained_ones(
+    student_folder: Path,
+    examples: list[Example],
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    adapt: str,
+) -> None:
+    wers = iter(np.linspace(0.9, 0.1, 8))  # the last weights are the best
+    monkeypatch.setattr("dqlora.training.validation_wer", lambda *_: next(wers))
+
+    def weights(interpolation: float) -> list[torch.Tensor]:
+        """Of the adapted linear layers, with what LoRA adds to them."""
+        model = load_student(student_folder, "none", CPU)
+        if adapt == "lora":
+            model = add_lora(model, LORA, seed=0)
+        else:
+            model.requires_grad_(True)
+            model.freeze_feature_encoder()
+            model.wav2vec2.masked_spec_embed.requires_grad_(False)
+        settings = TRAIN.model_copy(update={"interpolation": interpolation})
+        train(model, examples, vocabulary, tmp_path / f"{interpolation}.safetensors", settings=settings)
+        model = model.merge_and_unload() if adapt == "lora" else model
+        layers = model.wav2vec2.encoder.layers
+        return [getattr(layer.attention, name).weight.detach() for layer in layers for name in ("q_proj", "v_proj")]
+
+    trained, between = weights(1.0), weights(0.25)
+    base = load_student(student_folder, "none", CPU).wav2vec2.encoder.layers
+    start = [getattr(layer.attention, name).weight for layer in base for name in ("q_proj", "v_proj")]
+    for first, one, last in zip(start, between, trained, strict=True):
+        assert not torch.equal(first, last)
+        torch.testing.assert_close(one, first + 0.25 * (last - first), atol=1e-6, rtol=1e-4)
 
 
 def test_a_diverged_run_says_what_to_lower(
