@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from dqlora.config import Distill
 from dqlora.losses import posterior_given_text
-from dqlora.student import FromFeatures, base_of
+from dqlora.student import FromFeatures, base_of, pad_features
 from dqlora.teacher import aligned_frames
 from dqlora.teacher_head import TeacherHead, head_logits
 
@@ -19,7 +19,7 @@ OF_WHISPER = (*OF_HEAD, "whisper_features", "notebook")
 
 
 class Targets:
-    """Makes an utterance's target, float16 [student frames, width].
+    """Makes utterances' targets, float16 [student frames, width] each.
 
     Parameters
     ----------
@@ -35,49 +35,56 @@ class Targets:
         self.settings, self.base, self.blank, self.head = settings, base, blank, head
 
     @torch.inference_mode()
-    def __call__(self, cnn: Tensor, teacher: Tensor | None, labels: list[int]) -> np.ndarray:
-        """Target of one utterance.
+    def __call__(self, cnn: list[Tensor], teacher: list[Tensor], labels: list[list[int]]) -> list[np.ndarray]:
+        """Targets of utterances, made together.
 
         Parameters
         ----------
         cnn
-            the student's CNN features of the clean speech, [student frames, conv_dim].
+            the student's CNN features of the clean speech, [student frames, conv_dim] each.
         teacher
-            the teacher's features of what it heard, [teacher frames, width]; None where the target has no use for them.
+            the teacher's features of what it heard, [teacher frames, width] each; empty where the target has no use for
+            them.
         labels
             what was said; an alignment's target is the letters' given that text.
         """
         letters = self.settings.target.replace("_alignment", "_letters")
-        target = getattr(self, f"_{letters}")(cnn, teacher)
+        targets: list[Tensor] = getattr(self, f"_{letters}")(cnn, teacher)
         if letters != self.settings.target:
-            target = posterior_given_text(target, torch.tensor(labels, device=target.device), self.blank)
-        return target.half().cpu().numpy()
+            targets = [
+                posterior_given_text(target, torch.tensor(said, device=target.device), self.blank)
+                for target, said in zip(targets, labels, strict=True)
+            ]
+        return [target.half().cpu().numpy() for target in targets]
 
     def _nearest(self, rows: Tensor, frames: int) -> Tensor:
         return rows[torch.from_numpy(aligned_frames(base_of(self.base.model).config, frames, len(rows)))]
 
-    def _whisper_letters(self, cnn: Tensor, teacher: Tensor) -> Tensor:
+    def _whisper_letters(self, cnn: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         assert isinstance(self.head, TeacherHead)
-        return self._nearest(head_logits(self.head, teacher), len(cnn))
+        return [self._nearest(head_logits(self.head, rows), len(own)) for own, rows in zip(cnn, teacher, strict=True)]
 
-    def _whisper_features(self, cnn: Tensor, teacher: Tensor) -> Tensor:
-        return self._nearest(teacher, len(cnn))
+    def _whisper_features(self, cnn: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
+        return [self._nearest(rows, len(own)) for own, rows in zip(cnn, teacher, strict=True)]
 
-    def _base_letters(self, cnn: Tensor, teacher: Tensor | None) -> Tensor:
-        return self.base(cnn[None], torch.tensor([len(cnn)], device=cnn.device))[0]
+    def _base_letters(self, cnn: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
+        padded, frames = pad_features(cnn)
+        logits = self.base(padded, frames.to(padded.device))
+        return [row[: len(own)] for row, own in zip(logits, cnn, strict=True)]
 
-    def _base_features(self, cnn: Tensor, teacher: Tensor | None) -> Tensor:
+    def _base_features(self, cnn: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         self._base_letters(cnn, teacher)
         assert self.base.hidden is not None
-        return self.base.hidden[0]
+        return [row[: len(own)] for row, own in zip(self.base.hidden, cnn, strict=True)]
 
-    def _both_letters(self, cnn: Tensor, teacher: Tensor) -> Tensor:
+    def _both_letters(self, cnn: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """The mean of both distributions: its KL differs from the mean of both KLs by a constant."""
-        each = [make(cnn, teacher).float().log_softmax(-1) for make in (self._whisper_letters, self._base_letters)]
-        return torch.logaddexp(*each)  # up to a constant, which logits may have
+        made = zip(self._whisper_letters(cnn, teacher), self._base_letters(cnn, teacher), strict=True)
+        # up to a constant, which logits may have
+        return [torch.logaddexp(*(logits.float().log_softmax(-1) for logits in both)) for both in made]
 
-    def _notebook(self, cnn: Tensor, teacher: Tensor) -> Tensor:
+    def _notebook(self, cnn: list[Tensor], teacher: list[Tensor]) -> list[Tensor]:
         """As the notebook has it: an untrained projection, stretched over the student's frames."""
         assert self.head is not None
-        rows = self.head(teacher.float()).T[None]  # [1, vocabulary, teacher frames]
-        return F.interpolate(rows, size=len(cnn), mode="linear")[0].T
+        rows = [self.head(each.float()).T[None] for each in teacher]  # [1, vocabulary, teacher frames] each
+        return [F.interpolate(each, len(own), mode="linear")[0].T for each, own in zip(rows, cnn, strict=True)]

@@ -5,6 +5,7 @@ On several GPUs: accelerate launch --num_processes 2 -m stages.train
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from dvclive import Live
 from tqdm import tqdm
 
 from dqlora.audio import to_float32
-from dqlora.batching import Example
+from dqlora.batching import Example, chunks
 from dqlora.config import Params, Paths, Preset, load_params, load_preset
 from dqlora.distillation import OF_HEAD, OF_WHISPER, Targets
 from dqlora.errors import SetAside, UserError, run_stage
@@ -23,10 +24,12 @@ from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder, write_json
-from dqlora.student import FromFeatures, add_lora, base_of, cnn_features, load_student, transcribe
+from dqlora.student import FromFeatures, add_lora, base_of, cnn_features_together, load_student, transcribe
 from dqlora.teacher_head import load_head
 from dqlora.text import Vocabulary, frames_needed
 from dqlora.training import peak_memory_mb, train_student
+
+CLIPS_AT_ONCE = {"cuda": 16, "cpu": 1}  # of which CNN features and targets are computed together
 
 
 def fingerprint(*parts: object) -> str:
@@ -61,9 +64,13 @@ def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> None:
         for split in ("train", "validation"):
             noisy = Packed(paths.noisy / split)
             with PackedWriter(temporary / split, "float16", width) as out:
-                for item in tqdm(noisy.items, f"student's CNN {split}", unit=" clips"):
-                    features = cnn_features(model, to_float32(noisy[item["id"]]))
-                    out.append(features.float().cpu().numpy(), id=item["id"])
+                bar = tqdm(total=len(noisy), desc=f"student's CNN {split}", unit=" clips")
+                for items in chunks(noisy.items, CLIPS_AT_ONCE[base_of(model).device.type]):
+                    made = cnn_features_together(model, [to_float32(noisy[item["id"]]) for item in items])
+                    for item, features in zip(items, made, strict=True):
+                        out.append(features.float().cpu().numpy(), id=item["id"])
+                    bar.update(len(items))
+                bar.close()
         (temporary / "made_from").write_text(current)
 
 
@@ -107,17 +114,21 @@ def cache_targets(
     make = Targets(settings, base, vocabulary.blank, head)
     clean = Packed(paths.clean / "train")
 
-    def target_of(item: dict[str, Any]) -> np.ndarray:
-        utterance = item.get("utterance", item["id"])
-        cnn = cnn_features(model, to_float32(clean[utterance]))
-        rows = torch.from_numpy(np.array(heard[item["id"]])).to(device) if heard is not None else None
-        return make(cnn, rows, vocabulary.encode(clean.item(utterance)["text"]))
+    def targets_of(items: Sequence[dict[str, Any]]) -> list[np.ndarray]:
+        utterances = [item.get("utterance", item["id"]) for item in items]
+        cnn = cnn_features_together(model, [to_float32(clean[utterance]) for utterance in utterances])
+        rows = [torch.from_numpy(np.array(heard[item["id"]])).to(device) for item in items] if heard is not None else []
+        return make(cnn, rows, [vocabulary.encode(clean.item(utterance)["text"]) for utterance in utterances])
 
-    items = Packed(heard_by_teacher).items
+    all_items = Packed(heard_by_teacher).items
     with whole_folder(folder) as temporary:
-        with PackedWriter(temporary, "float16", target_of(items[0]).shape[1]) as out:
-            for item in tqdm(items, "distillation targets", unit=" clips"):
-                out.append(target_of(item), id=item["id"])
+        with PackedWriter(temporary, "float16", targets_of(all_items[:1])[0].shape[1]) as out:
+            bar = tqdm(total=len(all_items), desc="distillation targets", unit=" clips")
+            for items in chunks(all_items, CLIPS_AT_ONCE[device.type]):
+                for item, target in zip(items, targets_of(items), strict=True):
+                    out.append(target, id=item["id"])
+                bar.update(len(items))
+            bar.close()
         (temporary / "made_from").write_text(current)
 
 

@@ -33,11 +33,30 @@ def clean_cnn(folder: Path) -> torch.Tensor:
     return cnn_features(load_student(folder, "none", CPU), tone(1.5))
 
 
-def make_target(target: str, folder: Path, labels: list[int]) -> np.ndarray:
+def targets_of(target: str, folder: Path) -> Targets:
     torch.manual_seed(0)
     base = FromFeatures(load_student(folder, "none", CPU), 2 if target == "base_features" else None)
     head = torch.nn.Linear(WIDTH, 32) if target == "notebook" else TeacherHead(WIDTH, 32, HEAD).eval()
-    return Targets(settings(target), base, 0, head)(clean_cnn(folder), torch.randn(76, WIDTH), labels)
+    return Targets(settings(target), base, 0, head)
+
+
+def make_target(target: str, folder: Path, labels: list[int]) -> np.ndarray:
+    return targets_of(target, folder)([clean_cnn(folder)], [torch.randn(76, WIDTH)], [labels])[0]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_made_together_are_those_made_alone(target: str, student_folder: Path, vocabulary: Vocabulary) -> None:
+    make, model = targets_of(target, student_folder), load_student(student_folder, "none", CPU)
+    cnn = [cnn_features(model, tone(seconds)) for seconds in (1.5, 0.7, 1.1)]
+    teacher = [torch.randn(frames, WIDTH) for frames in (76, 36, 56)]
+    labels = [vocabulary.encode(text) for text in (TEXT, "A", "YES")]
+    together = make(cnn, teacher, labels)
+    assert len({len(each) for each in together}) == 3
+    for number, each in enumerate(together):
+        (alone,) = make(cnn[number : number + 1], teacher[number : number + 1], labels[number : number + 1])
+        if target.endswith("alignment"):  # of logarithms of what is next to nothing, the last digits are noise
+            each, alone = np.exp(each.astype(np.float64)), np.exp(alone.astype(np.float64))
+        np.testing.assert_allclose(each, alone, atol=5e-3)
 
 
 @pytest.mark.parametrize("target", TARGETS)

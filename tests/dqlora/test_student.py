@@ -15,6 +15,7 @@ from dqlora.student import (
     add_lora,
     base_of,
     cnn_features,
+    cnn_features_together,
     frame_centre,
     frames_of,
     load_student,
@@ -65,6 +66,8 @@ def test_a_padded_batch_gives_what_each_clip_gives_alone(tmp_path: Path, norm: s
     Wav2Vec2ForCTC(config).save_pretrained(tmp_path)
     model = load_student(tmp_path, "none", CPU)
     features = [cnn_features(model, samples) for samples in CLIPS]
+    for alone, together in zip(features, cnn_features_together(model, CLIPS), strict=True):
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
     padded, frames = pad_features(features)
     padded[1, frames[1] :] = 50.0
     with torch.inference_mode():
