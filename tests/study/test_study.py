@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 import yaml
 
-from dqlora.config import load_params
+from dqlora.config import Lora, load_params
 from dqlora.errors import UserError
+from dqlora.student import add_lora, load_student
 from stages import fetch_noise, fetch_speech, mix
 from study import sources
 from study.run import BASE, changed
@@ -89,6 +91,23 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     assert table.returncode == 0, table.stderr
     lines = [line for line in table.stdout.splitlines() if line.startswith("| ") and "---" not in line]
     assert {line.split(" | ")[0].strip("| ") for line in lines} == {"variant", BASE, CTC, LETTERS}
+
+
+def test_an_adapter_is_read_at_every_share_of_its_update(study_project: Path, student_folder: Path) -> None:
+    missing = run("interpolation", "--preset", "tiny")
+    assert missing.returncode == 1 and "no LoRA adapter" in missing.stderr
+    lora = Lora(r=4, alpha=64, dropout=0.0, target_modules=["q_proj", "v_proj", "output_dense"])
+    model = add_lora(load_student(student_folder, "none", torch.device("cpu")), lora, seed=0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    model.save_pretrained(study_project / "models/tiny/adapter")
+    ended = run("interpolation", "--preset", "tiny")
+    assert ended.returncode == 0, ended.stderr
+    rows = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines() if line.startswith("| ")]
+    assert rows[0][1:] == ["validation, clean", "validation, noisy", "test, clean", "test, noisy"]
+    assert [row[0] for row in rows[2:]] == [f"{share / 10}" for share in range(11)]
+    assert len({tuple(row[1:]) for row in rows[2:]}) > 1  # the update makes a difference
 
 
 def test_what_is_asked_wrongly_is_named(study_project: Path) -> None:
