@@ -29,7 +29,7 @@ from dqlora.teacher_head import load_head
 from dqlora.text import Vocabulary, frames_needed
 from dqlora.training import peak_memory_mb, train_student
 
-CLIPS_AT_ONCE = {"cuda": 16, "cpu": 1}  # of which CNN features and targets are computed together
+CLIPS_AT_ONCE = {"cuda": 8, "cpu": 1}  # of which CNN features and targets are computed together
 
 
 def fingerprint(*parts: object) -> str:
