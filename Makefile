@@ -34,7 +34,7 @@ check: setup
 
 study: setup
 	$(BIN)/python -m study.sources $(SPEECH) $(NOISE) $(if $(SYNTHETIC),--synthetic $(SYNTHETIC))
-	$(BIN)/dvc exp run -S preset=study -S mix.copies=4 train_teacher_head
+	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),4,8) train_teacher_head
 	$(BIN)/python -m study.run --steps 350 --finalist-steps 1000 $(SEEDS) --processes $(PROCESSES)
 	$(BIN)/python -m study.table
 

@@ -35,7 +35,7 @@ from transformers import (
 from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE, to_int16
 from dqlora.batching import Example, collate, endless_batches, made_ahead
 from dqlora.config import Budget, Params, load_params
-from dqlora.errors import quieten_libraries, run_stage
+from dqlora.errors import UserError, quieten_libraries, run_stage
 from dqlora.mixing import mix_int16
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
@@ -158,7 +158,7 @@ def our_training(
     if profiler:
         print_kernels(profiler, progress.step // STRETCHES)
     return {
-        "audio_seconds_per_second": statistics.median(stretches(progress, times)[1:]),
+        "audio_seconds_per_second": statistics.median(stretches(progress, times)[2 if profile else 1 :]),
         "warm_up_seconds": times[1] - times[0],
         "gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     }
@@ -167,6 +167,8 @@ def our_training(
 def print_kernels(profiler: torch.profiler.profile, steps: int) -> None:
     """What a step's milliseconds go to: kernels by name, and the gaps between them, by the kernel before the gap."""
     events = [event for event in profiler.events() if event.device_type == torch.profiler.DeviceType.CUDA]
+    if not events:
+        raise UserError("--profile: no kernel was seen; it needs a GPU")
     events.sort(key=lambda event: event.time_range.start)  # in us
     busy, idle, end = defaultdict(list), defaultdict(list), events[0].time_range.start
     name = ""

@@ -188,8 +188,8 @@ def train_student(
 
     def share_of(numbered: tuple[int, list[int]]) -> Share:
         step, positions = numbered
-        mine = list(range(len(positions)))[accelerator.process_index :: accelerator.num_processes]
-        rows = mine or [0]
+        mine = range(accelerator.process_index, len(positions), accelerator.num_processes)
+        rows = list(mine) or [0]
         most = max(lengths[position] for position in positions)
         masked = time_mask(
             len(positions), most, settings.mask_time_prob, torch.Generator().manual_seed(seed_for(seed, "mask", step))

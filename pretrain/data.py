@@ -131,8 +131,8 @@ class Speech:
         return float((self.seconds * self.repeats).sum() / 3600)
 
     def shapes(self, batch_seconds: float) -> list[tuple[int, int]]:
-        """Clips and samples of a row of each shape that batches have, the longest rows first."""
-        rows = sorted((edge * SLACK for edge in self.edges), reverse=True)
+        """Clips of a batch and samples of a row, for each bucket, the shortest first."""
+        rows = [edge * SLACK for edge in self.edges]
         return [(max(1, int(batch_seconds / seconds)), int(seconds * SAMPLE_RATE)) for seconds in rows]
 
     def epoch(self, batch_seconds: float, rng: np.random.Generator) -> list[tuple[Tensor, int]]:
@@ -140,10 +140,8 @@ class Speech:
         clips = np.repeat(np.arange(len(self.repeats)), self.repeats)
         bucket = np.searchsorted(self.edges, self.seconds[clips] - 1e-6)  # the longest may be one too many
         batches = []
-        for number, edge in enumerate(self.edges):
-            row_seconds = edge * SLACK
-            size = max(1, int(batch_seconds / row_seconds))
+        for number, (size, samples) in enumerate(self.shapes(batch_seconds)):
             members = rng.permutation(clips[bucket == number])
             for first in range(0, max(1, len(members) - size + 1), size):  # what does not fill a batch is left out
-                batches.append((torch.from_numpy(members[first : first + size]), int(row_seconds * SAMPLE_RATE)))
+                batches.append((torch.from_numpy(members[first : first + size]), samples))
         return [batches[i] for i in rng.permutation(len(batches)) if len(batches[i][0])]

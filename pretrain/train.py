@@ -179,7 +179,9 @@ def train(
     model.train()
     if device.type == "cuda":
         begun = time.monotonic()
-        for clips, samples in speech.shapes(BATCH_SECONDS):  # all graphs are recorded now: later, others would wait
+        for clips, samples in reversed(
+            speech.shapes(BATCH_SECONDS)
+        ):  # all graphs are recorded now: later, others would wait
             reader(torch.zeros(clips, samples, device=device), torch.full((clips,), samples, device=device))
         accelerator.print(f"graphs recorded in {time.monotonic() - begun:.0f} s", flush=True)
     started = saved = time.monotonic()

@@ -95,9 +95,7 @@ def cache_targets(
     heard_by_teacher = paths.heard_by_teacher(params.teacher_input if of_whisper else "clean") / "train"
     current = fingerprint(
         target_name(params),
-        paths.student,
-        paths.clean / "train",
-        heard_by_teacher,
+        *dict.fromkeys((paths.student, paths.clean / "train", heard_by_teacher)),  # each once
         *([paths.teacher_features / "train"] if of_whisper else []),
         *([paths.teacher_head] if of_head else []),
     )

@@ -2,7 +2,8 @@
 
 python -m study.interpolation --preset mini
 
-Reads what the stages up to train left. A LoRA update is scaled without training again: one adapter gives all rows.
+Reads what the stages up to train left, with params.yaml as it was then. A LoRA update is scaled without training again:
+one adapter gives all rows.
 Choose by the validation columns; those of the test are there to see whether the choice holds.
 """
 

@@ -28,6 +28,16 @@ def test_training_at_a_small_size(tmp_path: Path) -> None:
     assert all(f"| {name} |" in ended.stdout for name in table)
 
 
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+    output = tmp_path / "table.json"
+    ended = run("benchmarks.processes", "--small", "--rounds", "1", "--batch-seconds", "40", "--output", str(output))
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    found = json.loads(output.read_text())
+    assert found["curves_apart"] < 1e-4
+    assert all(runs[0]["losses"][-1] < runs[0]["losses"][0] for runs in found["runs"].values())
+    assert min(found["rates"].values()) > 0
+
+
 def test_a_corpus_has_the_hours_asked_for(tmp_path: Path) -> None:
     with PackedWriter(tmp_path / "source", "int16") as out:
         for number in range(3):
