@@ -2,9 +2,9 @@
 
 python -m study.run --steps 350 --finalist-steps 1000 --seed 0 --seed 1 --seed 2
 
-Reads what the stages up to train_teacher_head left for the preset. Each run is one line of results.jsonl; those that
-stand there already are not made again: after a change of code or data, name another file (--results). `python -m
-study.table` reads them.
+Reads what the stages up to train_teacher_head left for the preset. Each run is one line of results.jsonl for each
+share of its update that is kept; those that stand there already are not made again: after a change of code or data,
+name another file (--results). `python -m study.table` reads them.
 """
 
 import functools
@@ -32,7 +32,7 @@ from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder
 from dqlora.student import base_of, cnn_features, load_student
 from dqlora.text import Vocabulary
-from dqlora.training import read_batched, train_student
+from dqlora.training import interpolated, read_batched, train_student
 from stages.evaluate import test_clips
 from stages.train import (
     adapt,
@@ -43,7 +43,7 @@ from stages.train import (
     load_examples,
     target_name,
 )
-from study.variants import COMMON, FINALISTS, VARIANTS, Variant
+from study.variants import COMMON, FINALISTS, INTERPOLATIONS, VARIANTS, Variant, at_interpolation
 
 BASE = "base, unadapted"
 RESULTS = Path("data/study/results.jsonl")
@@ -114,7 +114,8 @@ class Runner:
             table.setdefault(corpus, {}).setdefault(item["condition"], []).append([int(edits), int(words)])
         return table
 
-    def run(self, job: Job) -> dict[str, Any]:
+    def run(self, job: Job) -> list[dict[str, Any]]:
+        """Train once; one result for each share of the update that is kept."""
         name, steps, seed = job
         started = time.perf_counter()
         params = changed(self.params, VARIANTS.get(name, {}), seed)
@@ -122,7 +123,7 @@ class Runner:
         result: dict[str, Any] = {"variant": name, "steps": steps, "seed": seed}
         if name == BASE:
             objective = Objective(model, self.vocabulary.blank, params.distill)
-            return result | {"errors": self.score(objective.student)}
+            return [result | {"errors": self.score(objective.student)}]
         targets = Packed(targets_folder(self.paths, params)) if params.lambda_distill else None
         model = adapt(model, params)
         seed_torch(seed, "objective")
@@ -134,6 +135,8 @@ class Runner:
             batch_seconds=self.preset.budget.batch_seconds,
             validate_every=steps // VALIDATIONS,
         )
+        trainable = {name: weight for name, weight in objective.named_parameters() if weight.requires_grad}
+        start = {name: weight.detach().clone() for name, weight in trainable.items()}
         with tempfile.TemporaryDirectory() as temporary:
             progress = train_student(
                 objective,
@@ -149,8 +152,15 @@ class Runner:
                 self.accelerator,
             )
         result |= {"best_step": progress.best_step, "curve": progress.curve, "seconds": time.perf_counter() - started}
-        result["trainable"] = sum(weight.numel() for weight in objective.parameters() if weight.requires_grad)
-        return result | {"errors": self.score(objective.student)}
+        result["trainable"] = sum(weight.numel() for weight in trainable.values())
+        end = {name: weight.detach().clone() for name, weight in trainable.items()}
+        results = []
+        for share in INTERPOLATIONS:
+            with torch.no_grad():
+                for key, weight in trainable.items():
+                    weight.copy_(interpolated(key, start[key], end[key], share))
+            results.append(result | {"variant": at_interpolation(name, share), "errors": self.score(objective.student)})
+        return results
 
 
 _runner: Runner
@@ -172,7 +182,7 @@ def _make_targets(params: Params) -> None:
     _runner.make_targets(params)
 
 
-def _run(job: Job) -> dict[str, Any]:
+def _run(job: Job) -> list[dict[str, Any]]:
     return _runner.run(job)
 
 
@@ -220,8 +230,8 @@ def main(
         targets = {target_name(params): params for params in wanted if params.lambda_distill}
         for _ in tqdm(pool.imap_unordered(_make_targets, targets.values()), "targets", len(targets)):
             pass
-        for row in tqdm(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" run"):
-            file.write(json.dumps(row) + "\n")
+        for made in tqdm(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" run"):
+            file.write("".join(json.dumps(row) + "\n" for row in made))
             file.flush()
 
 

@@ -19,8 +19,7 @@ from study.variants import CTC
 Run = dict[str, Any]  # a line of the results
 CLEAN, NOISY = ("clean",), ("10 dB", "5 dB", "0 dB")
 COLUMNS = (
-    "variant", "seeds", *CLEAN, *NOISY, "noisy", "spread",
-    "clean: gain on base", "noisy: gain on base", "noisy: gain on CTC only",
+    "variant", "seeds", *CLEAN, *NOISY, "noisy", "spread", "clean: gain on base", "noisy: gain on base",
 )  # fmt: skip
 ALL = "both"  # corpora together
 DRAWS, SEED = 10_000, 0  # of the bootstrap
@@ -56,17 +55,20 @@ def gain(over: list[Run], runs: list[Run], corpus: str, conditions: tuple[str, .
     return f"{100 * found['wer_relative']:.1f} [{100 * found['ci_low']:.1f}, {100 * found['ci_high']:.1f}]"
 
 
-def row(name: str, runs: list[Run], base: list[Run], ctc: list[Run], corpus: str) -> list[str]:
+def row(name: str, runs: list[Run], base: list[Run], others: list[Run], corpus: str) -> list[str]:
     each = [wer(run, corpus, NOISY) for run in runs]
     conditions = [f"{np.mean([wer(run, corpus, (one,)) for run in runs]):.1f}" for one in CLEAN + NOISY]
     cells = [name, str(len(runs)), *conditions, f"{np.mean(each):.1f}", f"{max(each) - min(each):.1f}"]
     if name == BASE:
         return [*cells, "", "", ""]
     on_base = [gain(base, runs, corpus, conditions) for conditions in (CLEAN, NOISY)]
-    return [*cells, *on_base, gain(ctc, runs, corpus, NOISY) if ctc and name != CTC else ""]
+    return [*cells, *on_base, gain(others, runs, corpus, NOISY) if others and others is not runs else ""]
 
 
-def main(results: Annotated[Path, typer.Argument(help="What study.run wrote.")] = RESULTS) -> None:
+def main(
+    results: Annotated[Path, typer.Argument(help="What study.run wrote.")] = RESULTS,
+    over: Annotated[str, typer.Option(help="The variant that the last column compares with.")] = CTC,
+) -> None:
     if not results.exists():
         raise UserError(f"{results}: no such file; make study writes it")
     groups: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
@@ -77,9 +79,11 @@ def main(results: Annotated[Path, typer.Argument(help="What study.run wrote.")] 
     for steps, variants in sorted(groups.items()):
         for corpus in (*base[0]["errors"], ALL):
             print(f"\n{steps} steps, {corpus}: WER and gains in %\n")
-            print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+            columns = [*COLUMNS, f"noisy: gain on {over}"]
+            print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}")
             rows = [
-                row(name, runs, base, variants.get(CTC, []), corpus) for name, runs in [(BASE, base), *variants.items()]
+                row(name, runs, base, variants.get(over, []), corpus)
+                for name, runs in [(BASE, base), *variants.items()]
             ]
             for cells in sorted(rows, key=lambda cells: float(cells[6])):
                 print(f"| {' | '.join(cells)} |")

@@ -19,8 +19,14 @@ COMMON: Variant = {
     "train.mask_time_prob": 0.05,
     "train.interpolation": 1.0,
 }
+INTERPOLATIONS = (1.0, 0.7, 0.5)  # every run is scored with these shares of its update
 RANK_32: Variant = {"lora.r": 32, "lora.alpha": 64}
+RANK_64: Variant = {"lora.r": 64, "lora.alpha": 128}
 DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
+
+
+def at_interpolation(name: str, share: float) -> str:
+    return name if share == 1.0 else f"{name}, interpolation {share}"
 
 
 def to(target: str, weight: float, **changes: Any) -> Variant:
@@ -81,16 +87,8 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 8, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=8), **RANK_32},
     "base features of layer 10, λ 10, LoRA r 32": {**to("base_features", 10.0, layer=10), **RANK_32},
     "base features of layer 10, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=10), **RANK_32},
-    "base features of layer 8, λ 10, LoRA r 64": {**FEATURES, "lora.r": 64, "lora.alpha": 128},
-    "base features of layer 8, λ 10, interpolation 0.7": {**FEATURES, "train.interpolation": 0.7},
-    "base features of layer 8, λ 10, interpolation 0.5": {**FEATURES, "train.interpolation": 0.5},
-    "base features of layer 8, λ 10, LoRA r 64, interpolation 0.5": {
-        **FEATURES,
-        "lora.r": 64,
-        "lora.alpha": 128,
-        "train.interpolation": 0.5,
-    },
-    "CTC only, interpolation 0.5": {"train.interpolation": 0.5},
+    "base features of layer 8, λ 10, LoRA r 64": {**FEATURES, **RANK_64},
+    "CTC only, LoRA r 64": RANK_64,
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
     "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
     "base features of layer 10, λ 10": to("base_features", 10.0, layer=10),
@@ -103,7 +101,6 @@ FINALISTS = (
     "base features of layer 8, λ 10, LoRA r 32",
     "base features of layer 8, λ 10, LoRA r 32, learning rate 1e-3",
     "base features of layer 8, λ 10, LoRA r 64",
-    "base features of layer 8, λ 10, interpolation 0.5",
     "base features of layer 10, λ 30, LoRA r 32",
     "CTC only, LoRA r 32",
     "whisper letters, λ 0.3",

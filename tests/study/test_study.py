@@ -20,7 +20,7 @@ from stages import fetch_noise, fetch_speech, mix
 from study import sources
 from study.run import BASE, changed
 from study.table import edits_and_words, gain, summed, wer
-from study.variants import CTC, FINALISTS, VARIANTS
+from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation
 from tests.conftest import ROOT, write_audiofolder, write_noise
 
 LETTERS = "base letters, λ 3"
@@ -77,8 +77,9 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     results = study_project / "data/study/results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
+    names = [at_interpolation(name, share) for name in (CTC, LETTERS) for share in INTERPOLATIONS]
     assert sorted((row["variant"], row["seed"]) for row in rows) == sorted(
-        [(BASE, 0), (CTC, 0), (CTC, 1), (LETTERS, 0), (LETTERS, 1)]
+        [(BASE, 0), *((name, seed) for name in names for seed in (0, 1))]
     )
     for row in rows:
         assert {name: len(errors) for name, errors in row["errors"]["test"].items()} == {
@@ -90,7 +91,13 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     table = run("table")
     assert table.returncode == 0, table.stderr
     lines = [line for line in table.stdout.splitlines() if line.startswith("| ") and "---" not in line]
-    assert {line.split(" | ")[0].strip("| ") for line in lines} == {"variant", BASE, CTC, LETTERS}
+    assert {line.split(" | ")[0].strip("| ") for line in lines} == {"variant", BASE, *names}
+
+    half = at_interpolation(CTC, 0.5)
+    lines = run("table", "--over", half).stdout.splitlines()
+    assert any(f"noisy: gain on {half} |" in line for line in lines)
+    rows_of = {line.split(" | ")[0].strip("| "): line for line in lines}
+    assert rows_of[half].endswith(" |  |") and "[" in rows_of[LETTERS].rsplit(" | ", 1)[1]
 
 
 def test_an_adapter_is_read_at_every_share_of_its_update(study_project: Path, student_folder: Path) -> None:
