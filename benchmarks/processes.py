@@ -2,7 +2,7 @@
 
 python -m benchmarks.processes [--processes 2] [--small] [--rounds 2] [--output FILE.json]
 
-Starts itself through accelerate with one process and with several, in turns, on the same clips, batches, masks and
+Starts itself with one process and with several, in turns, on the same clips, batches, masks and
 seeds. Two things are to hold: the loss curve is that of one process, and the audio trained a second grows with them.
 """
 
@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 
 from benchmarks.training import Sizes, stretches, train_ours
 from dqlora.config import load_params
@@ -29,9 +29,7 @@ STEPS, VALIDATIONS = 120, 4  # the latter are the points of the loss curve
 
 def launch(processes: int, small: bool, batch_seconds: int, result: Path) -> dict[str, Any]:
     """Train on `processes` processes; the loss curve and the seconds of audio a second."""
-    where = ["--multi_gpu"] * (processes > 1) if torch.cuda.is_available() else ["--cpu"]
-    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", *where, "--num_processes", str(processes), *options]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "benchmarks.processes", "--result", str(result), "--batch-seconds", str(batch_seconds)]
     ended = subprocess.run(
         [*command, *["--small"] * small], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -40,24 +38,28 @@ def launch(processes: int, small: bool, batch_seconds: int, result: Path) -> dic
         raise UserError(
             f"--processes: training on {processes} failed; on GPUs each needs one of its own:\n{ended.stderr[-3000:]}"
         )
-    return json.loads(result.read_text())
+    found = json.loads(result.read_text())
+    if found["processes"] != processes:
+        raise UserError(f"--processes: {processes} were asked for and {found['processes']} trained")
+    return found
 
 
 def train(small: bool, batch_seconds: int, result: Path) -> None:
     """What each process does."""
     quieten_libraries()
-    with tempfile.TemporaryDirectory() as temporary:
-        device = Accelerator(cpu=not torch.cuda.is_available()).device  # this process' own
-        sizes = Sizes(small, Path(temporary), device)
-        sizes.batch_seconds, sizes.steps = batch_seconds, 12 if small else STEPS
-        changes = {"distill": {**load_params().distill.model_dump(), "target": "base_letters"}}
-        times: list[float] = []
-        letters = sizes.examples(32)
-        progress = train_ours(sizes, letters, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()))
-    if PartialState().is_main_process:
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    with accelerator.main_process_first():  # transformers saves a model in the first process alone
+        sizes = Sizes(small, result.parent, accelerator.device)
+    sizes.batch_seconds, sizes.steps = batch_seconds, 12 if small else STEPS
+    changes = {"distill": {**load_params().distill.model_dump(), "target": "base_letters"}}
+    times: list[float] = []
+    letters = sizes.examples(32)
+    progress = train_ours(sizes, letters, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()))
+    if accelerator.is_main_process:
         rates = stretches(progress, times)[1:]  # graphs are recorded in the first
         losses = [point["train_loss"] for point in progress.curve[1:]]
-        write_json(result, {"losses": losses, "audio_seconds_per_second": statistics.median(rates)})
+        rate = statistics.median(rates)
+        write_json(result, {"processes": accelerator.num_processes, "losses": losses, "audio_seconds_per_second": rate})
 
 
 def main(

@@ -215,15 +215,15 @@ def train(
         total += torch.stack([last.detach(), aux.detach()])
         if step % LOG_EVERY:
             continue
-        seconds = time.monotonic() - started
-        loss, aux_loss, all_heard, seconds = accelerator.reduce(
-            torch.cat([total / LOG_EVERY, torch.tensor([heard, seconds], device=device)]), "mean"
+        now = time.monotonic()
+        loss, aux_loss, all_heard, seconds, left = accelerator.reduce(
+            torch.cat([total / LOG_EVERY, torch.tensor([heard, now - started, deadline - now], device=device)]), "mean"
         ).tolist()  # so that all processes stop at the same step
         total.zero_()
         speed = all_heard * accelerator.num_processes / seconds
         accelerator.print(f"step {step}  epoch {epoch} of {speech.hours():.1f} h  {seconds:.0f} s  loss {loss:.3f}  "
                           f"middle {aux_loss:.3f}  lr {rate:.2e}  {speed:.0f} audio s/s", flush=True)  # fmt: skip
-        done = seconds > deadline - started
+        done = left < 0
         if accelerator.is_main_process and (done or time.monotonic() - saved > SAVE_EVERY):
             save(model, args.out)
             saved = time.monotonic()
