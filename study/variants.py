@@ -88,6 +88,12 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 10, λ 10, LoRA r 32": {**to("base_features", 10.0, layer=10), **RANK_32},
     "base features of layer 10, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=10), **RANK_32},
     "base features of layer 8, λ 10, LoRA r 64": {**FEATURES, **RANK_64},
+    "base features of layer 8, λ 10, LoRA r 64, no masks": {**FEATURES, **RANK_64, "train.mask_time_prob": 0.0},
+    "base features of layer 8, λ 10, LoRA r 64, learning rate 1e-3": {
+        **FEATURES,
+        **RANK_64,
+        "train.learning_rate": 1e-3,
+    },
     "CTC only, LoRA r 64": RANK_64,
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
     "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
@@ -96,13 +102,9 @@ VARIANTS: dict[str, Variant] = {
 # trained at a second budget too
 FINALISTS = (
     CTC,
+    "CTC only, LoRA r 64",
     "base features of layer 8, λ 10",
-    "base features of layer 8, λ 10, learning rate 1e-3",
-    "base features of layer 8, λ 10, LoRA r 32",
-    "base features of layer 8, λ 10, LoRA r 32, learning rate 1e-3",
     "base features of layer 8, λ 10, LoRA r 64",
-    "base features of layer 10, λ 30, LoRA r 32",
-    "CTC only, LoRA r 32",
+    "base features of layer 8, λ 10, LoRA r 64, learning rate 1e-3",
     "whisper letters, λ 0.3",
-    "both letters, λ 1",
 )

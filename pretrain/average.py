@@ -1,0 +1,38 @@
+"""Average the weights of two students of which the second was trained on from the first.
+
+python -m pretrain.average FIRST SECOND --share 0.5 --out FOLDER
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def load(folder: Path) -> dict[str, Tensor]:
+    """The weights of all safetensors files of a folder."""
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise typer.BadParameter(f"{folder}: no safetensors file in it")
+    return {name: weight for shard in shards for name, weight in load_file(shard).items()}
+
+
+def main(
+    first: Annotated[Path, typer.Argument(help="A folder that pretrain.train saved.")],
+    second: Annotated[Path, typer.Argument(help="Another, which it saved with --init FIRST.")],
+    out: Annotated[Path, typer.Option(help="Where to write model.safetensors, float16.")],
+    share: Annotated[float, typer.Option(min=0, max=1, help="How far from the first to the second.")] = 0.5,
+) -> None:
+    start, end = load(first), load(second)
+    if start.keys() != end.keys():
+        raise typer.BadParameter(f"{second}: not the weights of the model in {first}")
+    mean = {name: torch.lerp(weight.float(), end[name].float(), share).half() for name, weight in start.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
+
+
+if __name__ == "__main__":
+    typer.run(main)
