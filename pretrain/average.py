@@ -1,6 +1,6 @@
-"""Average the weights of two students of which the second was trained on from the first.
+"""Average the weights of two students of which the second was trained on from the first, and score the mean.
 
-python -m pretrain.average FIRST SECOND --share 0.5 --out FOLDER
+python -m pretrain.average FIRST SECOND --share 0.5 --out FOLDER --test name=PATH
 """
 
 from pathlib import Path
@@ -10,6 +10,11 @@ import torch
 import typer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
+
+from dqlora.text import Vocabulary
+from pretrain.data import read_tests
+from pretrain.train import STUDENT, score
 
 
 def load(folder: Path) -> dict[str, Tensor]:
@@ -25,6 +30,7 @@ def main(
     second: Annotated[Path, typer.Argument(help="Another, which it saved with --init FIRST.")],
     out: Annotated[Path, typer.Option(help="Where to write model.safetensors, float16.")],
     share: Annotated[float, typer.Option(min=0, max=1, help="How far from the first to the second.")] = 0.5,
+    test: Annotated[list[str] | None, typer.Option(help="NAME=PATH, a Parquet file or an audio folder.")] = None,
 ) -> None:
     start, end = load(first), load(second)
     if start.keys() != end.keys():
@@ -32,6 +38,10 @@ def main(
     mean = {name: torch.lerp(weight.float(), end[name].float(), share).half() for name, weight in start.items()}
     out.mkdir(parents=True, exist_ok=True)
     save_file(mean, out / "model.safetensors", metadata={"format": "pt"})
+    if test:
+        model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(STUDENT))
+        model.load_state_dict(mean)
+        score(model, read_tests(test), Vocabulary.load(STUDENT / "vocab.json"), torch.device("cpu"))
 
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ def read_parquet(path: Path) -> Clips:
     return Clips([row["transcription"] for row in rows], [to_int16(read_audio(row["audio"]["bytes"])) for row in rows])
 
 
+def read_tests(tests: list[str]) -> dict[str, Clips]:
+    """Each NAME=PATH, a Parquet file or an audio folder."""
+    paths = {name: Path(path) for name, path in (test.split("=") for test in tests)}
+    return {name: read_folder(path) if path.is_dir() else read_parquet(path) for name, path in paths.items()}
+
+
 @dataclass
 class Encoded:
     """Clips as training takes them: int16 samples, labels, and how often an epoch draws each."""

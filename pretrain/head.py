@@ -23,7 +23,7 @@ from dqlora.student import load_student, normalise_audio
 from dqlora.teacher import Teacher, student_frames_at
 from dqlora.teacher_head import TeacherHead, read, save_head, train_head
 from dqlora.text import Vocabulary, frames_needed, spell_out
-from pretrain.data import Clips, Shards, read_folder, read_parquet
+from pretrain.data import Clips, Shards, read_folder, read_tests
 from pretrain.train import STUDENT
 
 SEED = 0
@@ -98,8 +98,8 @@ def main() -> None:
     train_head(head, training, vocabulary.blank, settings, args.steps, BATCH_SECONDS, SEED)
     print("| test | clips | WER % | CER % |\n| --- | --- | --- | --- |")
     table = {}
-    for name, path in ((name, Path(path)) for name, path in (test.split("=") for test in args.test)):
-        tests = examples(read_folder(path) if path.is_dir() else read_parquet(path), teacher, vocabulary, False)
+    for name, clips in read_tests(args.test).items():
+        tests = examples(clips, teacher, vocabulary, False)
         errors = count_errors([example.text for example in tests], read(head, tests, vocabulary), "en")
         table[name] = {"wer": errors.wer, "cer": errors.cer}
         print(f"| {name} | {len(tests)} | {100 * errors.wer:.1f} | {100 * errors.cer:.1f} |", flush=True)

@@ -30,7 +30,7 @@ from dqlora.scoring import count_errors
 from dqlora.text import Vocabulary, spell_out
 from dqlora.training import sum_gradients
 from pretrain import augment
-from pretrain.data import Clips, Encoded, Shards, Speech, encode, read_folder, read_parquet
+from pretrain.data import Clips, Encoded, Shards, Speech, encode, read_folder, read_tests
 
 STUDENT = Path("presets/mini/student")
 SEED = 0
@@ -306,8 +306,7 @@ def main() -> None:
 
     folders = [(read_folder(Path(path)), int(times)) for path, times in (source.split(":") for source in args.real)]
     speech = Speech([*arrivals(), *(encode(clips, vocabulary, times) for clips, times in folders)], device)
-    tests = {name: Path(path) for name, path in (test.split("=") for test in args.test)}
-    tests = {name: read_folder(path) if path.is_dir() else read_parquet(path) for name, path in tests.items()}
+    tests = read_tests(args.test)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters / 1e6:.1f} M parameters, {len(speech.seconds)} clips, {speech.seconds.sum() / 3600:.1f} h, "
           f"{speech.hours():.1f} h an epoch, rows of {np.round(speech.edges, 1)} s", flush=True)  # fmt: skip
