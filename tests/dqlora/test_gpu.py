@@ -10,6 +10,7 @@ from dqlora.audio import to_float32
 from dqlora.config import Lora
 from dqlora.gpu import InBfloat16, blocked_convolution, lora_forward, prepare_for_gpu
 from dqlora.student import FromFeatures, add_lora, base_of, cnn_features, load_student, pad_features
+from dqlora.text import Vocabulary, spell_out
 from pretrain.data import read_parquet
 from tests.conftest import ROOT
 
@@ -58,8 +59,10 @@ def test_lora_is_that_of_peft_forward_and_backward(quantize: str, dropout: float
 @pytest.mark.parametrize("quantize", ["none", "nf4"])
 def test_in_bfloat16_it_is_nearly_the_same_student(quantize: str) -> None:
     plain = load_student(ROOT / "presets/mini/student", "none", CPU)
-    clips = read_parquet(ROOT / "presets/mini/speech/test/0000.parquet").samples[:2]
-    features, frames = pad_features([cnn_features(plain, to_float32(clip)) for clip in clips])
+    vocabulary = Vocabulary.load(ROOT / "presets/mini/student/vocab.json")
+    clips = read_parquet(ROOT / "presets/mini/speech/test/0000.parquet")
+    features, frames = pad_features([cnn_features(plain, to_float32(clip)) for clip in clips.samples[:2]])
+    labels = [torch.tensor(vocabulary.encode(vocabulary.fit(spell_out(text, "en")))) for text in clips.texts[:2]]
     found = []
     for prepared in (False, True):
         model = add_lora(load_student(ROOT / "presets/mini/student", quantize, CPU), LORA, seed=0)
@@ -73,7 +76,9 @@ def test_in_bfloat16_it_is_nearly_the_same_student(quantize: str) -> None:
             student = InBfloat16(student)
         logits = student(features.float(), frames)
         assert logits.dtype == (torch.bfloat16 if prepared else torch.float32)
-        gradients = torch.autograd.grad(logits.float().square().mean(), trained)
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        loss = torch.nn.functional.ctc_loss(log_probs, torch.cat(labels), frames, torch.tensor([*map(len, labels)]))
+        gradients = torch.autograd.grad(loss, trained)
         assert all(each.dtype == torch.float32 for each in gradients)
         found.append((logits[0, : frames[0]].float(), torch.cat([each.flatten() for each in gradients])))
     for one, other in zip(*found, strict=True):
