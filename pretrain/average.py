@@ -8,21 +8,12 @@ from typing import Annotated
 
 import torch
 import typer
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from safetensors.torch import save_file
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from dqlora.text import Vocabulary
 from pretrain.data import read_tests
-from pretrain.train import STUDENT, score
-
-
-def load(folder: Path) -> dict[str, Tensor]:
-    """The weights of all safetensors files of a folder."""
-    shards = sorted(folder.glob("*.safetensors"))
-    if not shards:
-        raise typer.BadParameter(f"{folder}: no safetensors file in it")
-    return {name: weight for shard in shards for name, weight in load_file(shard).items()}
+from pretrain.train import STUDENT, load_weights, score
 
 
 def main(
@@ -32,7 +23,7 @@ def main(
     share: Annotated[float, typer.Option(min=0, max=1, help="How far from the first to the second.")] = 0.5,
     test: Annotated[list[str] | None, typer.Option(help="NAME=PATH, a Parquet file or an audio folder.")] = None,
 ) -> None:
-    start, end = load(first), load(second)
+    start, end = load_weights(first), load_weights(second)
     if start.keys() != end.keys():
         raise typer.BadParameter(f"{second}: not the weights of the model in {first}")
     mean = {name: torch.lerp(weight.float(), end[name].float(), share).half() for name, weight in start.items()}

@@ -237,6 +237,14 @@ def save(model: Wav2Vec2ForCTC, out: Path) -> None:
     copy.deepcopy(model).half().save_pretrained(out, max_shard_size="10MB")
 
 
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights of all safetensors files of a folder that `save` wrote."""
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        raise SystemExit(f"{folder}: no safetensors file in it; name a folder that pretrain.train saved (--out)")
+    return {name: weight for shard in shards for name, weight in load_file(shard).items()}
+
+
 @torch.inference_mode()
 def transcribe(model: Wav2Vec2ForCTC, clips: Clips, vocabulary: Vocabulary, device: torch.device) -> list[str]:
     """Greedy readings by the model's own forward, in float32."""
@@ -293,8 +301,7 @@ def main() -> None:
         Wav2Vec2Config.from_pretrained(STUDENT, hidden_dropout=args.dropout, attention_dropout=args.dropout)
     )
     if args.init:
-        shards = sorted(args.init.glob("*.safetensors"))
-        model.load_state_dict({name: value for shard in shards for name, value in load_file(shard).items()})
+        model.load_state_dict(load_weights(args.init))
     model.to(device)
     shards = [
         (Shards(Path(path), accelerator.process_index, accelerator.num_processes), int(times))

@@ -76,6 +76,9 @@ def main(
         run = json.loads(line)
         groups[run["steps"]][run["variant"]].append(run)
     base = groups.pop(0)[BASE]
+    names = {name for variants in groups.values() for name in variants}
+    if over != CTC and over not in names:
+        raise UserError(f"--over {over!r}: not in {results}; there are: {'; '.join(sorted(names))}")
     for steps, variants in sorted(groups.items()):
         for corpus in (*base[0]["errors"], ALL):
             print(f"\n{steps} steps, {corpus}: WER and gains in %\n")
