@@ -6,6 +6,11 @@ Variant = dict[str, Any]
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 ALL_LINEAR = [*ATTENTION, "intermediate_dense", "output_dense"]
+BELOW_LAYER_8 = [
+    f"layers.{layer}.{'attention' if name in ATTENTION else 'feed_forward'}.{name}"
+    for layer in range(8)
+    for name in ALL_LINEAR
+]
 
 # every variant's, unless it says otherwise
 COMMON: Variant = {
@@ -19,9 +24,12 @@ COMMON: Variant = {
     "train.mask_time_prob": 0.05,
     "train.interpolation": 1.0,
 }
-INTERPOLATIONS = (1.0, 0.7, 0.5)  # every run is scored with these shares of its update
+INTERPOLATIONS = (1.0, 0.7, 0.5, 0.3)  # every run is scored with these shares of its update
 RANK_32: Variant = {"lora.r": 32, "lora.alpha": 64}
 RANK_64: Variant = {"lora.r": 64, "lora.alpha": 128}
+RANK_128: Variant = {"lora.r": 128, "lora.alpha": 256}
+NO_MASKS: Variant = {"train.mask_time_prob": 0.0}
+FULL: Variant = {"student.quantize": "none", "student.adapt": "full", "train.learning_rate": 3e-4}
 DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
 
 
@@ -46,7 +54,7 @@ VARIANTS: dict[str, Variant] = {
     "whisper alignment, λ 1": to("whisper_alignment", 1.0),
     "both letters, λ 1": to("both_letters", 1.0),
     "whisper features at layer 12, λ 1": to("whisper_features", 1.0, layer=12),
-    "CTC only, full fine-tuning": {"student.quantize": "none", "student.adapt": "full", "train.learning_rate": 3e-4},
+    "CTC only, full fine-tuning": FULL,
     "base alignment, λ 3": to("base_alignment", 3.0),
     "base features of layer 8, λ 10": FEATURES,
     "base features of layer 4, λ 3": to("base_features", 3.0, layer=4),
@@ -72,7 +80,7 @@ VARIANTS: dict[str, Variant] = {
     "CTC only, dropout 0.1": DROPOUT,
     "base features of layer 8, λ 10, dropout 0.1": {**FEATURES, **DROPOUT},
     "base features of layer 8, λ 10, LoRA dropout 0.1": {**FEATURES, "lora.dropout": 0.1},
-    "base features of layer 8, λ 10, no masks": {**FEATURES, "train.mask_time_prob": 0.0},
+    "base features of layer 8, λ 10, no masks": {**FEATURES, **NO_MASKS},
     "base features of layer 8, λ 10, learning rate 1e-3": {**FEATURES, "train.learning_rate": 1e-3},
     "base features of layer 8, λ 3, learning rate 1e-3": {
         **to("base_features", 3.0, layer=8),
@@ -88,7 +96,41 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 10, λ 10, LoRA r 32": {**to("base_features", 10.0, layer=10), **RANK_32},
     "base features of layer 10, λ 30, LoRA r 32": {**to("base_features", 30.0, layer=10), **RANK_32},
     "base features of layer 8, λ 10, LoRA r 64": {**FEATURES, **RANK_64},
-    "base features of layer 8, λ 10, LoRA r 64, no masks": {**FEATURES, **RANK_64, "train.mask_time_prob": 0.0},
+    "base features of layer 8, λ 10, LoRA r 64, no masks": {**FEATURES, **RANK_64, **NO_MASKS},
+    "base features of layer 8, λ 10, LoRA r 128, no masks": {**FEATURES, **RANK_128, **NO_MASKS},
+    "base features of layer 8, λ 10, LoRA r 64 and projection, no masks": {
+        **FEATURES,
+        **RANK_64,
+        **NO_MASKS,
+        "lora.target_modules": [*ALL_LINEAR, "projection"],
+    },
+    "base features of layer 8, λ 10, LoRA r 64 on layers 1 to 8 and projection, no masks": {
+        **FEATURES,
+        **RANK_64,
+        **NO_MASKS,
+        "lora.target_modules": [*BELOW_LAYER_8, "projection"],
+    },
+    "base features of layer 8, λ 10, LoRA r 256 and projection, no masks, learning rate 5e-4": {
+        **FEATURES,
+        **NO_MASKS,
+        "lora.r": 256,
+        "lora.alpha": 512,
+        "lora.target_modules": [*ALL_LINEAR, "projection"],
+        "train.learning_rate": 5e-4,
+    },
+    "base features of layer 8, λ 30, LoRA r 64, no masks": {
+        **to("base_features", 30.0, layer=8),
+        **RANK_64,
+        **NO_MASKS,
+    },
+    "base features of layer 8, λ 10, full fine-tuning, no masks": {**FEATURES, **FULL, **NO_MASKS},
+    "base features of layer 8, λ 10, full fine-tuning, no masks, learning rate 1e-3": {
+        **FEATURES,
+        **FULL,
+        **NO_MASKS,
+        "train.learning_rate": 1e-3,
+    },
+    "CTC only, LoRA r 64, no masks": {**RANK_64, **NO_MASKS},
     "base features of layer 8, λ 10, LoRA r 64, learning rate 1e-3": {
         **FEATURES,
         **RANK_64,
@@ -98,7 +140,7 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 8, λ 100, LoRA r 64": {**to("base_features", 100.0, layer=8), **RANK_64},
     "base features of layer 6, λ 10, LoRA r 64": {**to("base_features", 10.0, layer=6), **RANK_64},
     "base features of layer 10, λ 10, LoRA r 64": {**to("base_features", 10.0, layer=10), **RANK_64},
-    "base features of layer 8, λ 10, LoRA r 128": {**FEATURES, "lora.r": 128, "lora.alpha": 256},
+    "base features of layer 8, λ 10, LoRA r 128": {**FEATURES, **RANK_128},
     "CTC only, LoRA r 64": RANK_64,
     "base features of layer 8, λ 30": to("base_features", 30.0, layer=8),
     "base features of layer 6, λ 10": to("base_features", 10.0, layer=6),
@@ -107,9 +149,9 @@ VARIANTS: dict[str, Variant] = {
 # trained at a second budget too
 FINALISTS = (
     CTC,
-    "CTC only, LoRA r 64",
-    "base features of layer 8, λ 10",
-    "base features of layer 8, λ 10, LoRA r 64",
-    "base features of layer 8, λ 10, LoRA r 64, learning rate 1e-3",
+    "CTC only, LoRA r 64, no masks",
+    "base features of layer 8, λ 10, LoRA r 64, no masks",
+    "base features of layer 8, λ 10, LoRA r 64 and projection, no masks",
+    "base features of layer 8, λ 10, full fine-tuning, no masks",
     "whisper letters, λ 0.3",
 )
