@@ -1,6 +1,9 @@
 """Print the study's tables out of the runs it noted: WER by condition, spread over seeds, gains with their intervals.
 
-python -m study.table [data/study/results.jsonl]
+python -m study.table [data/study/results.jsonl] [--again OTHER.jsonl]
+
+With --again, the noisy WER of the variants that both runs of the study trained with several seeds, and whether the two
+runs' seeds overlap.
 """
 
 import json
@@ -17,6 +20,7 @@ from study.run import BASE, RESULTS
 from study.variants import CTC
 
 Run = dict[str, Any]  # a line of the results
+Groups = dict[int, dict[str, list[Run]]]  # by steps and variant
 CLEAN, NOISY = ("clean",), ("10 dB", "5 dB", "0 dB")
 COLUMNS = (
     "variant", "seeds", *CLEAN, *NOISY, "noisy", "spread", "clean: gain on base", "noisy: gain on base",
@@ -65,16 +69,40 @@ def row(name: str, runs: list[Run], base: list[Run], others: list[Run], corpus: 
     return [*cells, *on_base, gain(others, runs, corpus, NOISY) if others and others is not runs else ""]
 
 
-def main(
-    results: Annotated[Path, typer.Argument(help="What study.run wrote.")] = RESULTS,
-    over: Annotated[str, typer.Option(help="The variant that the last column compares with.")] = CTC,
-) -> None:
+def read_runs(results: Path) -> Groups:
+    """The runs by steps and variant; the base has 0 steps."""
     if not results.exists():
         raise UserError(f"{results}: no such file; make study writes it")
-    groups: dict[int, dict[str, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    groups: Groups = defaultdict(lambda: defaultdict(list))
     for line in results.read_text(encoding="utf-8").splitlines():
         run = json.loads(line)
         groups[run["steps"]][run["variant"]].append(run)
+    return groups
+
+
+def compare(groups: Groups, others: Groups) -> None:
+    """Print the seeds' ranges of what both have with several seeds."""
+    print("| steps | variant | noisy, lowest and highest seed | again | overlap |\n| --- | --- | --- | --- | --- |")
+    overlaps = []
+    for steps, variants in sorted(groups.items()):
+        for name, runs in variants.items():
+            pair = [[wer(run, ALL, NOISY) for run in each] for each in (runs, others[steps][name])]
+            if min(map(len, pair)) > 1:
+                overlaps.append(max(map(min, pair)) <= min(map(max, pair)))
+                ranges = [f"{min(each):.1f} to {max(each):.1f}" for each in pair]
+                print(f"| {steps} | {name} | {' | '.join(ranges)} | {'yes' if overlaps[-1] else 'no'} |")
+    print(f"\n{sum(overlaps)} of {len(overlaps)} overlap")
+
+
+def main(
+    results: Annotated[Path, typer.Argument(help="What study.run wrote.")] = RESULTS,
+    over: Annotated[str, typer.Option(help="The variant that the last column compares with.")] = CTC,
+    again: Annotated[Path | None, typer.Option(help="Another run of the study, to compare the seeds' ranges.")] = None,
+) -> None:
+    groups = read_runs(results)
+    if again:
+        compare(groups, read_runs(again))
+        return
     base = groups.pop(0)[BASE]
     names = {name for variants in groups.values() for name in variants}
     if over != CTC and over not in names:

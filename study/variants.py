@@ -6,7 +6,8 @@ Variant = dict[str, Any]
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 ALL_LINEAR = [*ATTENTION, "intermediate_dense", "output_dense"]
-BELOW_LAYER_8 = [
+PROJECTION = "feature_projection.projection"  # from the CNN's width to the transformer's
+UP_TO_LAYER_8 = [
     f"layers.{layer}.{'attention' if name in ATTENTION else 'feed_forward'}.{name}"
     for layer in range(8)
     for name in ALL_LINEAR
@@ -28,6 +29,7 @@ INTERPOLATIONS = (1.0, 0.7, 0.5, 0.3)  # every run is scored with these shares o
 RANK_32: Variant = {"lora.r": 32, "lora.alpha": 64}
 RANK_64: Variant = {"lora.r": 64, "lora.alpha": 128}
 RANK_128: Variant = {"lora.r": 128, "lora.alpha": 256}
+RANK_256: Variant = {"lora.r": 256, "lora.alpha": 512}
 NO_MASKS: Variant = {"train.mask_time_prob": 0.0}
 FULL: Variant = {"student.quantize": "none", "student.adapt": "full", "train.learning_rate": 3e-4}
 DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
@@ -102,20 +104,19 @@ VARIANTS: dict[str, Variant] = {
         **FEATURES,
         **RANK_64,
         **NO_MASKS,
-        "lora.target_modules": [*ALL_LINEAR, "projection"],
+        "lora.target_modules": [*ALL_LINEAR, PROJECTION],
     },
     "base features of layer 8, λ 10, LoRA r 64 on layers 1 to 8 and projection, no masks": {
         **FEATURES,
         **RANK_64,
         **NO_MASKS,
-        "lora.target_modules": [*BELOW_LAYER_8, "projection"],
+        "lora.target_modules": [*UP_TO_LAYER_8, PROJECTION],
     },
     "base features of layer 8, λ 10, LoRA r 256 and projection, no masks, learning rate 5e-4": {
         **FEATURES,
         **NO_MASKS,
-        "lora.r": 256,
-        "lora.alpha": 512,
-        "lora.target_modules": [*ALL_LINEAR, "projection"],
+        **RANK_256,
+        "lora.target_modules": [*ALL_LINEAR, PROJECTION],
         "train.learning_rate": 5e-4,
     },
     "base features of layer 8, λ 30, LoRA r 64, no masks": {

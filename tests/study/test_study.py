@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from dqlora.student import add_lora, load_student
 from stages import fetch_noise, fetch_speech, mix
 from study import sources
 from study.run import BASE, changed
-from study.table import edits_and_words, gain, summed, wer
+from study.table import compare, edits_and_words, gain, summed, wer
 from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation
 from tests.conftest import ROOT, write_audiofolder, write_noise
 
@@ -176,3 +177,19 @@ def test_the_tables_figures() -> None:
     np.testing.assert_array_equal(summed(ctc, "one", noisy).word_edits, [30, 36])
     assert gain([base], ctc, "one", noisy).startswith("35.3 [")  # 11 edits for 17
     assert gain(ctc, better, "one", noisy).startswith("36.4 [")  # 7 for 11, over seed 1 alone
+
+
+def test_two_runs_of_the_study_are_compared_by_their_seeds_ranges(capsys: pytest.CaptureFixture[str]) -> None:
+    def runs(*edits: int) -> list[dict[str, Any]]:
+        conditions = ("10 dB", "5 dB", "0 dB")
+        return [{"errors": {"mini": {condition: [[count, 100]] for condition in conditions}}} for count in edits]
+
+    first = {350: {"a": runs(10, 14), "b": runs(10, 12), "one seed": runs(9)}}
+    second = {350: {"a": runs(14, 18), "b": runs(13, 15), "one seed": runs(9)}}
+    compare(first, second)
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "| 350 | a | 10.0 to 14.0 | 14.0 to 18.0 | yes |",
+        "| 350 | b | 10.0 to 12.0 | 13.0 to 15.0 | no |",
+        "",
+        "1 of 2 overlap",
+    ]
