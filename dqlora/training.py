@@ -268,7 +268,7 @@ def _save(
         tensors |= {f"optimiser/{number}/{name}": value for name, value in state.items()}
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     temporary = checkpoint.with_suffix(".tmp")
-    contiguous = {name: tensor.cpu().clone().contiguous() for name, tensor in tensors.items()}
+    contiguous = {name: tensor.to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, temporary, metadata={"progress": json.dumps(vars(progress))})
     temporary.replace(checkpoint)
 

@@ -43,7 +43,6 @@ MAX_SECONDS = 14.0  # of a clip
 SHARD_SECONDS = 300  # of speech
 SILENCE = 0.6  # at most so many s before and after a clip, with --pauses
 TRACTS_ALIKE = 0.06  # two hibari voices whose tracts differ by less are taken for one, with --no-test-voices
-JOINED = 0.3  # share of the clips that go on from the one before, where that leaves room, with --pauses
 
 
 def draw_voice(engines: list[str], rng: np.random.Generator) -> tuple[Voice, float]:
@@ -96,7 +95,7 @@ def work(worker: int, args: argparse.Namespace, lines: list[str], deadline: floa
             clip = {"text": lines[number], "voice": f"{voice.engine} {voice.name}", "samples": len(samples)}
             part = np.round(samples * 32767).astype(np.int16)
             room = MAX_SECONDS * SAMPLE_RATE - len(samples)
-            if args.pauses and clips and clips[-1]["samples"] <= room and rng.random() < JOINED:
+            if args.pauses and clips and clips[-1]["samples"] <= room and rng.random() < args.joined:
                 clip, part = join(clips.pop(), clip), np.concatenate([parts.pop(), part])
             parts.append(part)
             clips.append(clip)
@@ -123,6 +122,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-test-voices", action="store_true", help="none that the mini corpus is tested with")
     parser.add_argument("--pauses", action="store_true", help="silence at the ends of clips, and several in one")
+    parser.add_argument(
+        "--joined", type=float, default=0.3, help="share of clips that go on from the one before, with --pauses"
+    )
     args = parser.parse_args()
 
     deadline = time.time() + args.seconds

@@ -132,6 +132,11 @@ VARIANTS: dict[str, Variant] = {
         "train.learning_rate": 1e-3,
     },
     "CTC only, LoRA r 64, no masks": {**RANK_64, **NO_MASKS},
+    "CTC only, LoRA r 64 and projection, no masks": {
+        **RANK_64,
+        **NO_MASKS,
+        "lora.target_modules": [*ALL_LINEAR, PROJECTION],
+    },
     "base features of layer 8, λ 10, LoRA r 64, learning rate 1e-3": {
         **FEATURES,
         **RANK_64,
