@@ -26,25 +26,26 @@ from peft import LoraConfig, get_peft_model
 from transformers import (
     BitsAndBytesConfig,
     Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
 )
 
-from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE, to_int16
-from dqlora.batching import Example, collate, endless_batches, made_ahead
+from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE, to_float32, to_int16
+from dqlora.batching import Batch, Example, collate, endless_batches, made_ahead
 from dqlora.config import Budget, Params, load_params
 from dqlora.errors import UserError, quieten_libraries, run_stage
 from dqlora.mixing import mix_int16
 from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
-from dqlora.storage import write_json
+from dqlora.storage import Packed, PackedWriter, write_json
 from dqlora.student import load_student
 from dqlora.teacher import Teacher
 from dqlora.text import Vocabulary
 from dqlora.training import Progress, read_batched, train_student
-from stages.train import adapt
+from stages.train import adapt, write_cnn_features
 
 CLIP = 10  # seconds
 LABELS = 120  # a clip
@@ -290,6 +291,37 @@ def usual_encoding(sizes: Sizes, seconds: float) -> dict[str, float]:
     return measured(encode, len(clips) * seconds, max(1, sizes.repeats // 3))
 
 
+def our_cnn_features(sizes: Sizes) -> dict[str, float]:
+    """Clips of 3 to 14 s, from disk to disk."""
+    model = load_student(sizes.folder / "student", "nf4", sizes.device)
+    clips = spoken(sizes)
+    seconds = clips.values.shape[0] / SAMPLE_RATE
+    return measured(lambda: write_cnn_features(model, clips, sizes.folder / "cnn"), seconds, 1)
+
+
+def usual_cnn_features(sizes: Sizes) -> dict[str, float]:
+    """The same clips by transformers, one at a time, nothing written."""
+    model = Wav2Vec2ForCTC.from_pretrained(sizes.folder / "student").to(sizes.device).eval()
+    extractor, clips = Wav2Vec2FeatureExtractor(), spoken(sizes)
+
+    @torch.inference_mode()
+    def encode() -> None:
+        for item in clips.items:
+            heard = extractor(to_float32(clips[item["id"]]), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            model.wav2vec2.feature_extractor(heard.input_values.to(sizes.device)).half().cpu()
+
+    return measured(encode, clips.values.shape[0] / SAMPLE_RATE, 1)
+
+
+def spoken(sizes: Sizes) -> Packed:
+    """Clips of different lengths, on disk."""
+    with PackedWriter(sizes.folder / "clips", "int16") as out:
+        for number in range(3 if sizes.small else 1000):
+            seconds = 3 + 11 * (number * 0.618 % 1)  # spread evenly
+            out.append(to_int16(clips_of(sizes, 1, seconds)[0]), id=str(number))
+    return Packed(sizes.folder / "clips")
+
+
 def our_reading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
     """Greedy transcripts of CNN features, batched."""
     from dqlora.student import FromFeatures
@@ -306,10 +338,14 @@ def loading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
     lengths = [len(example.features) for example in examples]
     longest = sizes.batch_seconds * FRAMES_PER_SECOND
 
+    def batch_of(positions: list[int]) -> Batch:
+        on_gpu = sizes.device.type == "cuda"
+        return collate([examples[position] for position in positions], pinned=on_gpu).to(sizes.device)
+
     def epoch() -> None:
         left = len(examples)
         batches = endless_batches(lengths, longest, seed=0)
-        made = made_ahead(lambda positions: collate([examples[p] for p in positions]).to(sizes.device), batches)
+        made = made_ahead(batch_of, batches)
         while left > 0:
             left -= len(next(made).labels)
         made.close()
@@ -353,6 +389,8 @@ def main(
             "encode 30 s clips: ours": lambda: our_encoding(sizes, 30),
             f"encode {short} s clips: transformers": lambda: usual_encoding(sizes, short),
             f"encode {short} s clips: ours": lambda: our_encoding(sizes, short),
+            "student's CNN, clips of 3 to 14 s: transformers": lambda: usual_cnn_features(sizes),
+            "student's CNN, clips of 3 to 14 s: ours": lambda: our_cnn_features(sizes),
             "read test clips from CNN features: ours": lambda: our_reading(sizes, letters),
             "load batches: ours": lambda: loading(sizes, features),
             "mix, one core: ours": lambda: mixing(sizes),
@@ -387,6 +425,7 @@ PEERS = {
     "train: ours, params.yaml": "train: usual QLoRA, 32 clips",
     "encode 30 s clips: ours": "encode 30 s clips: transformers",
     "encode 10 s clips: ours": "encode 10 s clips: transformers",
+    "student's CNN, clips of 3 to 14 s: ours": "student's CNN, clips of 3 to 14 s: transformers",
 }
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -53,20 +53,28 @@ class Batch:
         return replace(self, **moved)
 
 
-def collate(examples: list[Example], shape: tuple[int, int] | None = None, masked: Tensor | None = None) -> Batch:
+def collate(
+    examples: list[Example],
+    shape: tuple[int, int] | None = None,
+    masked: Tensor | None = None,
+    pinned: bool = False,
+) -> Batch:
     """A batch as small as the examples allow, or of `shape` (clips, longest).
 
     Parameters
     ----------
     masked
         bool [examples, frames]: frames to hide, as far as the batch has them; none if not given.
+    pinned
+        features and targets in memory that a GPU reads without a copy, and that is used again from batch to batch:
+        first touching fresh pages takes five times as long as filling them.
     """
     clips, longest = shape or (len(examples), max(len(example.features) for example in examples))
-    features, frames = _padded([example.features for example in examples], clips, longest)
+    features, frames = _padded([example.features for example in examples], clips, longest, pinned)
     labels = nn.utils.rnn.pad_sequence([torch.tensor(example.labels) for example in examples], batch_first=True)
     lengths = torch.tensor([len(example.labels) for example in examples])
     targets = [example.teacher for example in examples if example.teacher is not None]
-    teacher = _padded(targets, clips, longest)[0] if targets else None
+    teacher = _padded(targets, clips, longest, pinned)[0] if targets else None
     hidden = torch.zeros(clips, longest, dtype=torch.bool)
     if masked is not None:
         frames_there = min(longest, masked.shape[1])
@@ -74,13 +82,16 @@ def collate(examples: list[Example], shape: tuple[int, int] | None = None, maske
     return Batch(features, frames, hidden, labels, lengths, teacher)
 
 
-def _padded(rows: list[np.ndarray | Tensor], clips: int, longest: int) -> tuple[Tensor, Tensor]:
-    """Rows [frames, width] in one tensor [clips, longest, width], and the frames of each."""
-    padded = torch.zeros(clips, longest, rows[0].shape[1], dtype=torch.float16)
+def _padded(rows: list[np.ndarray | Tensor], clips: int, longest: int, pinned: bool) -> tuple[Tensor, Tensor]:
+    """Rows [frames, width] in one tensor [clips, longest, width], 0 behind each, and the frames of each."""
+    padded = torch.empty(clips, longest, rows[0].shape[1], dtype=torch.float16, pin_memory=pinned)
     frames = torch.zeros(clips, dtype=torch.int64)
+    values = padded.numpy()
     for number, row in enumerate(rows):
-        padded.numpy()[number, : len(row)] = row
+        values[number, : len(row)] = row
+        values[number, len(row) :] = 0
         frames[number] = len(row)
+    values[len(rows) :] = 0
     return padded, frames
 
 
@@ -109,11 +120,6 @@ def made_ahead(make: Callable[[Item], Made], items: Iterator[Item], ahead: int =
         while waiting:
             yield waiting.popleft().result()
             waiting.extend(pool.submit(make, item) for item in itertools.islice(items, 1))
-
-
-def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    """The items in order, `size` at a time."""
-    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def bucketed_batches(lengths: list[int], longest: int, seed: int, epoch: int, jitter: float = 0.1) -> list[list[int]]:

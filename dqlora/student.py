@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BitsAndBytesConfig, Wav2Vec2ForCTC
 
-from dqlora.audio import SAMPLE_RATE
+from dqlora.audio import SAMPLE_RATE, to_float32
 from dqlora.config import Lora
 from dqlora.errors import UserError
 from dqlora.randomness import seed_torch
@@ -137,19 +137,41 @@ def cnn_features(model: nn.Module, samples: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def cnn_features_together(model: nn.Module, clips: Sequence[np.ndarray]) -> list[Tensor]:
-    """`cnn_features` of each clip, computed at once: on a GPU, one alone is little more than launches of kernels."""
+    """`cnn_features` of each clip, computed at once: on a GPU, one alone is little more than launches of kernels.
+
+    Parameters
+    ----------
+    clips
+        int16 [samples] each, at 16 kHz; the less their lengths differ, the less is padding.
+    """
     if len(clips) == 1:
-        return [cnn_features(model, clips[0])]
+        return [cnn_features(model, to_float32(clips[0]))]
     base = base_of(model)
-    waves, lengths = pad_features([normalise_audio(samples) for samples in clips])
-    hidden, frames = waves.to(base.device, base.dtype)[:, None], lengths.to(base.device)  # [clips, 1, samples]
+    waves, frames = padded_waves(clips, base.device)
+    inside = torch.arange(waves.shape[1], device=base.device) < frames[:, None]
+    centred = (waves - waves.sum(-1, keepdim=True) / frames[:, None]) * inside
+    deviation = (centred.square().sum(-1, keepdim=True) / frames[:, None] + 1e-7).sqrt()
+    hidden = (centred / deviation).to(base.dtype)[:, None]  # [clips, 1, samples], as of normalise_audio
     for layer in base.wav2vec2.feature_extractor.conv_layers:
         frames = (frames - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
         if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
             hidden = layer.activation(norm_over_time(layer.layer_norm, layer.conv(hidden), frames))
         else:
             hidden = layer(hidden)
-    return [row[:, :count].T for row, count in zip(hidden, frames.tolist(), strict=True)]
+    rows = hidden.transpose(1, 2).contiguous()
+    return [row[:count] for row, count in zip(rows, frames.tolist(), strict=True)]
+
+
+def padded_waves(clips: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Clips of int16 [samples] as float32 [clips, longest] in [-1, 1], 0 behind each, and the samples of each.
+
+    They travel to a GPU as they are, from pinned memory, and need not have arrived when this returns.
+    """
+    lengths = torch.tensor([len(clip) for clip in clips])
+    padded = torch.zeros(len(clips), int(lengths.max()), dtype=torch.int16, pin_memory=device.type == "cuda")
+    for row, clip in zip(padded.numpy(), clips, strict=True):
+        row[: len(clip)] = clip
+    return padded.to(device, non_blocking=True).float() / 32768, lengths.to(device)
 
 
 def norm_over_time(norm: nn.GroupNorm, hidden: Tensor, frames: Tensor) -> Tensor:

@@ -196,9 +196,8 @@ def train_student(
         )
         clips, frames = padded_shape(len(positions), most, longest)
         shape = (-(-clips // accelerator.num_processes), frames) if graphs else None
-        batch = collate([training[positions[row]] for row in rows], shape, masked[rows])
         with GPU_LOCK:
-            batch = batch.to(device)
+            batch = collate([training[positions[row]] for row in rows], shape, masked[rows], pinned=graphs).to(device)
         return Share(
             batch,
             weight=1.0 if mine else 0.0,

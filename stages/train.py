@@ -5,7 +5,6 @@ On several GPUs: accelerate launch --num_processes 2 -m stages.train
 
 import hashlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ from accelerate import Accelerator
 from dvclive import Live
 from tqdm import tqdm
 
-from dqlora.audio import to_float32
-from dqlora.batching import Example, chunks
+from dqlora.audio import SAMPLE_RATE, to_float32
+from dqlora.batching import Example, bucketed_batches, made_ahead
 from dqlora.config import Params, Paths, Preset, load_params, load_preset
 from dqlora.distillation import OF_HEAD, OF_WHISPER, Targets
 from dqlora.errors import SetAside, UserError, run_stage
@@ -29,7 +28,9 @@ from dqlora.teacher_head import load_head
 from dqlora.text import Vocabulary, frames_needed
 from dqlora.training import peak_memory_mb, train_student
 
-CLIPS_AT_ONCE = {"cuda": 8, "cpu": 1}  # of which CNN features and targets are computed together
+# of clips, padded, whose CNN features and targets are computed together; on the CPU each clip alone, so that it has the
+# same to the last bit whatever others there are
+SECONDS_AT_ONCE = {"cuda": 160, "cpu": 0}
 
 
 def fingerprint(*parts: object) -> str:
@@ -59,19 +60,34 @@ def cache_cnn_features(model: torch.nn.Module, paths: Paths) -> None:
     current = fingerprint(paths.student, paths.noisy / "train", paths.noisy / "validation")
     if is_made_from(folder, current):
         return
-    width = base_of(model).config.conv_dim[-1]
     with whole_folder(folder) as temporary:
         for split in ("train", "validation"):
-            noisy = Packed(paths.noisy / split)
-            with PackedWriter(temporary / split, "float16", width) as out:
-                bar = tqdm(total=len(noisy), desc=f"student's CNN {split}", unit=" clips")
-                for items in chunks(noisy.items, CLIPS_AT_ONCE[base_of(model).device.type]):
-                    made = cnn_features_together(model, [to_float32(noisy[item["id"]]) for item in items])
-                    for item, features in zip(items, made, strict=True):
-                        out.append(features.float().cpu().numpy(), id=item["id"])
-                    bar.update(len(items))
-                bar.close()
+            write_cnn_features(model, Packed(paths.noisy / split), temporary / split)
         (temporary / "made_from").write_text(current)
+
+
+def write_cnn_features(model: torch.nn.Module, clips: Packed, folder: Path) -> None:
+    """CNN features of clips, float16 [frames, conv_dim], in any order."""
+    base = base_of(model)
+    batches = together([item["length"] for item in clips.items], base.device)
+
+    def features_of(batch: list[int]) -> list[torch.Tensor]:
+        return cnn_features_together(model, [clips[clips.items[position]["id"]] for position in batch])
+
+    with (
+        PackedWriter(folder, "float16", base.config.conv_dim[-1]) as out,
+        tqdm(total=len(clips), desc=f"student's CNN {folder.name}", unit=" clips") as bar,
+    ):
+        for batch, made in zip(batches, made_ahead(features_of, iter(batches)), strict=True):
+            for position, features in zip(batch, made, strict=True):
+                out.append(features.half().cpu().numpy(), id=clips.items[position]["id"])
+            bar.update(len(batch))
+
+
+def together(lengths: list[int], device: torch.device) -> list[list[int]]:
+    """Positions of clips in batches of like length, given the samples of each."""
+    longest = SECONDS_AT_ONCE[device.type] * SAMPLE_RATE
+    return bucketed_batches(lengths, longest, seed=0, epoch=0, jitter=0.0)
 
 
 def target_name(params: Params) -> str:
@@ -112,21 +128,24 @@ def cache_targets(
     make = Targets(settings, base, vocabulary.blank, head)
     clean = Packed(paths.clean / "train")
 
-    def targets_of(items: Sequence[dict[str, Any]]) -> list[np.ndarray]:
-        utterances = [item.get("utterance", item["id"]) for item in items]
-        cnn = cnn_features_together(model, [to_float32(clean[utterance]) for utterance in utterances])
-        rows = [torch.from_numpy(np.array(heard[item["id"]])).to(device) for item in items] if heard is not None else []
-        return make(cnn, rows, [vocabulary.encode(clean.item(utterance)["text"]) for utterance in utterances])
+    items = Packed(heard_by_teacher).items
+    utterances = [item.get("utterance", item["id"]) for item in items]
 
-    all_items = Packed(heard_by_teacher).items
+    def targets_of(batch: list[int]) -> list[np.ndarray]:
+        cnn = cnn_features_together(model, [clean[utterances[position]] for position in batch])
+        rows = [torch.from_numpy(np.array(heard[items[position]["id"]])).to(device) for position in batch if heard]
+        return make(cnn, rows, [vocabulary.encode(clean.item(utterances[position])["text"]) for position in batch])
+
+    batches = together([clean.item(utterance)["length"] for utterance in utterances], device)
     with whole_folder(folder) as temporary:
-        with PackedWriter(temporary, "float16", targets_of(all_items[:1])[0].shape[1]) as out:
-            bar = tqdm(total=len(all_items), desc="distillation targets", unit=" clips")
-            for items in chunks(all_items, CLIPS_AT_ONCE[device.type]):
-                for item, target in zip(items, targets_of(items), strict=True):
-                    out.append(target, id=item["id"])
-                bar.update(len(items))
-            bar.close()
+        with (
+            PackedWriter(temporary, "float16", targets_of([0])[0].shape[1]) as out,
+            tqdm(total=len(items), desc="distillation targets", unit=" clips") as bar,
+        ):
+            for batch in batches:
+                for position, target in zip(batch, targets_of(batch), strict=True):
+                    out.append(target, id=items[position]["id"])
+                bar.update(len(batch))
         (temporary / "made_from").write_text(current)
 
 
