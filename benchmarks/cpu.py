@@ -82,14 +82,14 @@ def load(system: str, run: Path) -> Read:
         return lambda samples: vocabulary.decode(session.run(None, {"audio": samples[None]})[0][0].argmax(-1).tolist())
     import torch
 
-    from dqlora.student import load_adapted, load_student, transcribe
+    from dqlora.student import FromFeatures, load_reader, load_student, transcribe
 
     torch.set_num_threads(1)
     cpu, student = torch.device("cpu"), Path(read_json(adapter / "run.json")["student"])
     forms = {
-        "base, float32": lambda: load_student(student, "none", cpu),
-        "distilled, nf4 and adapter": lambda: load_adapted(student, adapter, "nf4", cpu),
-        "distilled, merged float32": lambda: load_student(exported / "merged", "none", cpu),
+        "base, float32": lambda: FromFeatures(load_student(student, "none", cpu)),
+        "distilled, nf4 and adapter": lambda: load_reader(student, adapter, "nf4", cpu),
+        "distilled, merged float32": lambda: FromFeatures(load_student(exported / "merged", "none", cpu)),
     }
     model = forms[system]()
     return lambda samples: transcribe(model, vocabulary, samples)
@@ -101,7 +101,7 @@ def write_random_run(folder: Path) -> None:
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     from dqlora.config import load_params
-    from dqlora.export import PROCESSOR, merge, save_merged, save_onnx
+    from dqlora.export import PROCESSOR, write_exports
     from dqlora.student import add_lora, load_student
 
     torch.manual_seed(0)
@@ -112,10 +112,7 @@ def write_random_run(folder: Path) -> None:
     adapted = add_lora(load_student(student, "nf4", torch.device("cpu")), params.lora, seed=0)
     adapted.save_pretrained(folder / "adapter")
     write_json(folder / "adapter" / "run.json", {"student": str(student), "quantize": "nf4"})
-    merged = merge(student, folder / "adapter", "nf4")
-    for name, save in (("merged", save_merged), ("onnx", save_onnx)):
-        (folder / "exported" / name).mkdir(parents=True)
-        save(merged, student, folder / "exported" / name)
+    write_exports(student, folder / "adapter", "nf4", folder / "exported")
 
 
 def measure(system: str, run: Path, speech: Path | None) -> dict[str, Any]:

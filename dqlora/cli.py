@@ -117,7 +117,7 @@ def export(
 
     The pipeline does so for its own run and measures both: models/<preset>/exported, metrics/export.json.
     """
-    from dqlora.export import merge, save_merged, save_onnx, size_mb
+    from dqlora.export import size_mb, write_exports
     from dqlora.storage import whole_folder
     from dqlora.transcription import base_of_run, newest_run
 
@@ -127,12 +127,10 @@ def export(
         if not (adapter / "run.json").exists():
             raise UserError(f"{adapter}: no run's adapter folder (no run.json)")
         student, quantize = base_of_run(adapter)
-        merged = merge(student, adapter, quantize)
         with whole_folder(output) as folder:
-            for name, save in (("merged", save_merged), ("onnx", save_onnx)):
-                (folder / name).mkdir()
-                save(merged, student, folder / name)
-                print(f"{output / name}: {size_mb(folder / name):.1f} MB")
+            write_exports(student, adapter, quantize, folder)
+        for path in (output / "merged", output / "onnx"):
+            print(f"{path}: {size_mb(path):.1f} MB")
     except UserError as error:
         _fail(str(error))
     except OSError as error:

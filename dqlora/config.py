@@ -81,6 +81,7 @@ class Train(Block):
     dropout: Share
     mask_time_prob: Share
     interpolation: Annotated[float, Field(gt=0, le=1)]
+    base_reads: Share
     patience: Positive
 
 

@@ -46,7 +46,7 @@ from dqlora.results import SYSTEMS, compare
 from dqlora.scoring import count_errors
 from dqlora.spectrogram import grey_png, spectrogram
 from dqlora.storage import Packed
-from dqlora.student import load_student
+from dqlora.student import FromFeatures, load_student
 from dqlora.teacher import Teacher
 from dqlora.text import Vocabulary
 from dqlora.transcription import Recogniser, base_of_run, load_recogniser, newest_run, text_of, transcribe_file
@@ -186,7 +186,8 @@ def load(source: str | None, device: torch.device) -> Demo:
     if (folder / "run.json").exists():
         student, quantize = base_of_run(folder)
         preset = student.parents[1].name
-        base = Recogniser(load_student(student, quantize, device), Vocabulary.load(student / "vocab.json"), device)
+        unadapted = FromFeatures(load_student(student, quantize, device))
+        base = Recogniser(unadapted, Vocabulary.load(student / "vocab.json"), device)
         systems[SYSTEMS["base"]] = partial(student_reads, base)
         systems[SYSTEMS["distilled"]] = partial(student_reads, load_recogniser(str(folder), device))
     else:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 
 from dqlora.audio import SAMPLE_RATE
-from dqlora.student import frame_geometry, load_student
+from dqlora.student import entropy_limit, frame_geometry, load_student
 from dqlora.text import Vocabulary
 
 PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -20,20 +20,36 @@ ONNX = "model.onnx"
 LONGEST = 60  # s that the ONNX model takes at once
 
 
+def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> None:
+    """Write folder/merged, for transformers, and folder/onnx, for onnxruntime, of what a run left in `adapter`.
+
+    Where the base reads some clips without the adapter, model.onnx holds both; a transformers folder can hold one: the
+    adapter merged, for all clips.
+    """
+    merged, limit = merge(student, adapter, quantize), entropy_limit(adapter)
+    for name in ("merged", "onnx"):
+        (folder / name).mkdir(parents=True)
+    save_merged(merged, student, folder / "merged")
+    audio = FromAudio(merged) if limit is None else SwitchedFromAudio(merged, widened(student, quantize), limit)
+    save_onnx(audio, student, folder / "onnx")
+
+
+def widened(student: Path, quantize: str) -> Wav2Vec2ForCTC:
+    """The student in float32, its weights those that their 4-bit codes stand for."""
+    base = load_student(student, quantize, torch.device("cpu"))
+    return base if quantize == "none" else base.dequantize()
+
+
 def merge(student: Path, adapter: Path, quantize: str) -> Wav2Vec2ForCTC:
     """The student with its adapter's updates added to its weights, in float32; 4-bit weights are widened first.
 
     Merged into what it was trained on, that is, not into the weights before they were quantised.
     """
-    cpu = torch.device("cpu")
     if not (adapter / "adapter_config.json").exists():
-        return load_student(adapter, "none", cpu)
+        return load_student(adapter, "none", torch.device("cpu"))
     from peft import PeftModel
 
-    base = load_student(student, quantize, cpu)
-    if quantize != "none":
-        base = base.dequantize()
-    return PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
+    return PeftModel.from_pretrained(widened(student, quantize), adapter).merge_and_unload().eval()
 
 
 def save_merged(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
@@ -51,12 +67,36 @@ class FromAudio(nn.Module):
         self.model = model
 
     def forward(self, audio: Tensor) -> Tensor:
+        return self.read(self.model, self.features(audio))
+
+    def features(self, audio: Tensor) -> Tensor:
+        """CNN features [batch, frames, conv_dim]."""
         mean = audio.mean(-1, keepdim=True)
         variance = audio.var(-1, keepdim=True, unbiased=False)
-        return self.model((audio - mean) / (variance + 1e-7).sqrt()).logits
+        return self.model.wav2vec2.feature_extractor((audio - mean) / (variance + 1e-7).sqrt()).transpose(1, 2)
+
+    @staticmethod
+    def read(model: Wav2Vec2ForCTC, features: Tensor) -> Tensor:
+        hidden, _ = model.wav2vec2.feature_projection(features)
+        return model.lm_head(model.wav2vec2.encoder(hidden).last_hidden_state)
 
 
-def save_onnx(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
+class SwitchedFromAudio(FromAudio):
+    """The same of `student.Switched`: both readings, of which one is given out."""
+
+    def __init__(self, model: Wav2Vec2ForCTC, base: Wav2Vec2ForCTC, limit: float):
+        super().__init__(model)
+        self.base, self.limit = base, limit
+
+    def forward(self, audio: Tensor) -> Tensor:
+        features = self.features(audio)
+        adapted, base = self.read(self.model, features), self.read(self.base, features)
+        log_probs = base.log_softmax(-1)
+        entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)  # nats per frame [batch]
+        return torch.where(entropy[:, None, None] > self.limit, adapted, base)
+
+
+def save_onnx(audio: FromAudio, student: Path, folder: Path) -> None:
     """Write model.onnx, and beside it vocab.json and config.json.
 
     Weights of matrix products are int8, a scale for each column, and their inputs are quantised as they come
@@ -64,14 +104,14 @@ def save_onnx(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    samples = torch.export.Dim("samples", min=frame_geometry(model.config)[0], max=LONGEST * SAMPLE_RATE)
+    samples = torch.export.Dim("samples", min=frame_geometry(audio.model.config)[0], max=LONGEST * SAMPLE_RATE)
     example = torch.randn(1, 2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = Path(temporary) / ONNX
         torch.onnx.export(
-            FromAudio(model).eval(),
+            audio.eval(),
             (example,),
             whole,
             input_names=["audio"],
@@ -88,7 +128,7 @@ def save_onnx(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
             whole, folder / ONNX, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
         )
         root.setLevel(level)
-    model.config.save_pretrained(folder)
+    audio.model.config.save_pretrained(folder)
     shutil.copyfile(student / "vocab.json", folder / "vocab.json")
     shutil.copyfile(student / "tokenizer_config.json", folder / "tokenizer_config.json")
 

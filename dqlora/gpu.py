@@ -77,6 +77,8 @@ def frozen_weight(layer: Any) -> Tensor:
 
 def lora_forward(layer: Any, hidden: Tensor) -> Tensor:
     """What peft's LoRA layer gives for `hidden` [batch, longest, width], by `LoraProduct`."""
+    if layer.disable_adapters:
+        return layer.base_layer(hidden)
     dropout = layer.lora_dropout["default"]
     rows = hidden.flatten(0, 1)
     dropped = dropout(rows) if layer.training and getattr(dropout, "p", 0.0) else None

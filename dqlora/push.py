@@ -14,6 +14,7 @@ from dqlora.config import Params, Paths, Preset
 from dqlora.errors import UserError
 from dqlora.results import Estimate, Scores
 from dqlora.storage import read_json
+from dqlora.student import entropy_limit
 
 NOT_PUSHED = ("README.md", "run.json", "set_aside.csv")  # peft's empty card, and what means something here alone
 
@@ -39,6 +40,7 @@ def model_card(repository: str, params: Params, preset: Preset, paths: Paths) ->
         origin=origin,
         base_repository=_hub_name(origin["source"]),
         lora=params.student.adapt == "lora",
+        limit=entropy_limit(paths.adapter),
         train=read_json(paths.metrics / "train.json"),
         evaluate=read_json(paths.metrics / "evaluate.json"),
         utterances=len({row["id"] for row in rows}),

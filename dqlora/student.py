@@ -20,6 +20,7 @@ from dqlora.audio import SAMPLE_RATE, to_float32
 from dqlora.config import Lora
 from dqlora.errors import UserError
 from dqlora.randomness import seed_torch
+from dqlora.storage import read_json
 from dqlora.text import Vocabulary
 
 NOT_QUANTISED = ["lm_head", "projection"]  # the CTC head and the feature projection
@@ -88,6 +89,17 @@ def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.devi
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_student(student, quantize, device), adapter).eval()
+
+
+def load_reader(student: Path, adapter: Path, quantize: str, device: torch.device) -> "FromFeatures":
+    """The distilled student as a run left it: with an adapter it reads what the base is not sure of."""
+    model, limit = load_adapted(student, adapter, quantize, device), entropy_limit(adapter)
+    return FromFeatures(model) if limit is None else Switched(model, limit)
+
+
+def entropy_limit(adapter: Path) -> float | None:
+    """Up to which mean entropy, in nats per frame, a run's base reads a clip itself; None where it never does."""
+    return read_json(adapter / "run.json").get("entropy_limit")
 
 
 def base_of(model: Any) -> Wav2Vec2ForCTC:
@@ -240,6 +252,36 @@ class FromFeatures(nn.Module):
         return base.lm_head(base.dropout(hidden))
 
 
+class Switched(FromFeatures):
+    """Reads with the adapter what the base is not sure of, and the rest as the base does, its adapter switched off.
+
+    The base is sure of a clip if the mean entropy of its letters, in nats per frame, is at most `limit`.
+    """
+
+    def __init__(self, model: nn.Module, limit: float):
+        super().__init__(model)
+        self.limit = limit
+
+    def forward(self, features: Tensor, frames: Tensor, masked: Tensor | None = None) -> Tensor:
+        model: Any = self.model
+        with model.disable_adapter():
+            logits = super().forward(features, frames, masked)
+        unsure = mean_entropy(logits, frames) > self.limit
+        if unsure.any():
+            logits[unsure] = super().forward(
+                features[unsure], frames[unsure], masked if masked is None else masked[unsure]
+            )
+        return logits
+
+
+def mean_entropy(logits: Tensor, frames: Tensor) -> Tensor:
+    """Entropy of the symbols, nats per frame [batch], over the `frames` of each row of [batch, longest, vocabulary]."""
+    log_probs = F.log_softmax(logits.float(), dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)  # [batch, longest]
+    inside = torch.arange(logits.shape[1], device=logits.device) < frames[:, None]
+    return (entropy * inside).sum(-1) / frames.clamp(min=1)
+
+
 def pad_features(features: Sequence[Tensor | np.ndarray]) -> tuple[Tensor, Tensor]:
     """Stack [frames, width] arrays into [batch, longest, width], with the frames of each, int64 [batch]."""
     tensors = [torch.from_numpy(np.array(item)) if isinstance(item, np.ndarray) else item for item in features]
@@ -248,10 +290,10 @@ def pad_features(features: Sequence[Tensor | np.ndarray]) -> tuple[Tensor, Tenso
 
 
 @torch.inference_mode()
-def transcribe(model: nn.Module, vocabulary: Vocabulary, samples: np.ndarray) -> str:
+def transcribe(student: FromFeatures, vocabulary: Vocabulary, samples: np.ndarray) -> str:
     """Greedy transcript of one clip, float32 [samples] at 16 kHz. A clip shorter than a frame is empty."""
-    if frames_of(base_of(model).config, len(samples)) == 0:
+    if frames_of(base_of(student.model).config, len(samples)) == 0:
         return ""
-    features = cnn_features(model, samples)
-    logits = FromFeatures(model)(features[None], torch.tensor([len(features)], device=features.device))
+    features = cnn_features(student.model, samples)
+    logits = student(features[None], torch.tensor([len(features)], device=features.device))
     return vocabulary.decode(logits[0].argmax(-1).tolist())

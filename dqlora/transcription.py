@@ -11,7 +11,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import nn
 from transformers import Wav2Vec2Config
 
 from dqlora.audio import FRAME_HOP, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, BadAudio, stream_audio
@@ -19,7 +18,7 @@ from dqlora.errors import UserError
 from dqlora.export import ONNX, OnnxStudent
 from dqlora.pretrained import locate_student
 from dqlora.storage import read_json
-from dqlora.student import FromFeatures, base_of, cnn_features, frames_of, load_adapted, load_student
+from dqlora.student import FromFeatures, base_of, cnn_features, frames_of, load_reader, load_student
 from dqlora.text import Vocabulary
 
 WINDOW = 16 * SAMPLE_RATE  # samples without a pause that are read at once: as long as what students are trained on
@@ -48,9 +47,9 @@ class Word:
 class Recogniser:
     """A student, adapted or not, that reads a window of speech."""
 
-    def __init__(self, model: nn.Module, vocabulary: Vocabulary, device: torch.device):
-        self.model, self.vocabulary, self.device = model, vocabulary, device
-        self.config = base_of(model).config
+    def __init__(self, reader: FromFeatures, vocabulary: Vocabulary, device: torch.device):
+        self.reader, self.vocabulary, self.device = reader, vocabulary, device
+        self.config = base_of(reader.model).config
 
     def symbols(self, samples: np.ndarray) -> np.ndarray:
         """The best symbol of each frame, int64 [frames], of float32 [samples]; silence is blank."""
@@ -62,8 +61,8 @@ class Recogniser:
     @torch.inference_mode()
     def best(self, samples: np.ndarray) -> np.ndarray:
         """`symbols` of what is long and loud enough."""
-        features = cnn_features(self.model, samples)
-        logits = FromFeatures(self.model)(features[None], torch.tensor([len(features)], device=self.device))
+        features = cnn_features(self.reader.model, samples)
+        logits = self.reader(features[None], torch.tensor([len(features)], device=self.device))
         return logits[0].argmax(-1).cpu().numpy()
 
 
@@ -115,13 +114,16 @@ def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
         return OnnxRecogniser(folder)
     if (folder / "run.json").exists():
         student, quantize = base_of_run(folder)
-        model = load_adapted(student, folder, quantize, device)
-        return Recogniser(model, Vocabulary.load(student / "vocab.json"), device)
+        return Recogniser(
+            load_reader(student, folder, quantize, device), Vocabulary.load(student / "vocab.json"), device
+        )
     if not folder.is_dir() and "@" not in str(source):
         raise UserError(f"--model {source}: no such folder; a model on the hub is owner/name@revision")
     hub = not folder.is_dir() and not str(source).startswith("hf://")
     student, _ = locate_student(f"hf://{source}" if hub else str(source))
-    return Recogniser(load_student(student, "none", device), Vocabulary.load(student / "vocab.json"), device)
+    return Recogniser(
+        FromFeatures(load_student(student, "none", device)), Vocabulary.load(student / "vocab.json"), device
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import run_stage
 from dqlora.scoring import Errors, count_errors, relative_gain, summed
 from dqlora.storage import Packed, whole_folder, write_json
-from dqlora.student import load_adapted, load_student, transcribe
+from dqlora.student import FromFeatures, load_reader, load_student, transcribe
 from dqlora.teacher import Teacher
 from dqlora.text import Vocabulary
 from dqlora.training import peak_memory_mb
@@ -117,12 +117,12 @@ def main() -> None:
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rows, clips = test_clips(paths)
 
-    distilled = load_adapted(paths.student, paths.adapter, params.student.quantize, device)
+    distilled = load_reader(paths.student, paths.adapter, params.student.quantize, device)
     distilled_texts, rtf = transcribe_all(partial(transcribe, distilled, vocabulary), clips, "distilled student")
     memory = peak_memory_mb()  # of the distilled student: nothing else has been loaded yet
     adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
     del distilled
-    base = load_student(paths.student, params.student.quantize, device)
+    base = FromFeatures(load_student(paths.student, params.student.quantize, device))
     base_texts, _ = transcribe_all(partial(transcribe, base, vocabulary), clips, "base student")
     teacher_texts = teacher_transcribes(paths.teacher, clips, language, device)
     for row, before, after, heard in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):

@@ -5,6 +5,7 @@ On several GPUs: accelerate launch --num_processes 2 -m stages.train
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,17 @@ from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder, write_json
-from dqlora.student import FromFeatures, add_lora, base_of, cnn_features_together, load_student, transcribe
+from dqlora.student import (
+    FromFeatures,
+    add_lora,
+    base_of,
+    cnn_features,
+    cnn_features_together,
+    load_student,
+    mean_entropy,
+    pad_features,
+    transcribe,
+)
 from dqlora.teacher_head import load_head
 from dqlora.text import Vocabulary, frames_needed
 from dqlora.training import peak_memory_mb, train_student
@@ -186,11 +197,31 @@ def adapt(model: Any, params: Params) -> Any:
     return model
 
 
+@torch.inference_mode()
+def base_entropies(model: Any, clips: Sequence[torch.Tensor | np.ndarray]) -> list[float]:
+    """How unsure the base is of clips, its adapter switched off: mean entropy in nats per frame.
+
+    Parameters
+    ----------
+    model
+        a PeftModel.
+    clips
+        CNN features [frames, conv_dim] each.
+    """
+    reader, entropies = FromFeatures(model.eval()), []
+    with model.disable_adapter():
+        for clip in clips:
+            features, frames = (each.to(base_of(model).device) for each in pad_features([clip]))
+            entropies.append(mean_entropy(reader(features, frames), frames).item())
+    return entropies
+
+
 def warn_of_weak_teacher(model: torch.nn.Module, vocabulary: Vocabulary, paths: Paths, preset: Preset) -> None:
     """Say so where the teacher's head reads clean speech worse than the student does: it can then only hurt."""
     _, head_wer = load_head(paths.teacher_head, torch.device("cpu"))
     clean = Packed(paths.clean / "validation")
-    hypotheses = [transcribe(model, vocabulary, to_float32(clean[item["id"]])) for item in clean.items]
+    student = FromFeatures(model)
+    hypotheses = [transcribe(student, vocabulary, to_float32(clean[item["id"]])) for item in clean.items]
     student_wer = count_errors([item["text"] for item in clean.items], hypotheses, preset.speech.language).wer
     print(f"clean validation WER: teacher's head {head_wer:.1%}, student {student_wer:.1%}")
     if head_wer > student_wer:
@@ -264,9 +295,14 @@ def main() -> None:
     accelerator.end_training()
     if live is None:
         return
+    run_settings: dict[str, Any] = {"student": str(paths.student), "quantize": params.student.quantize}
+    if params.student.adapt == "lora" and params.train.base_reads:
+        clean = Packed(paths.clean / "validation")
+        heard = [cnn_features(model, to_float32(clean[item["id"]])) for item in clean.items]
+        run_settings["entropy_limit"] = float(np.quantile(base_entropies(model, heard), params.train.base_reads))
     with whole_folder(paths.adapter) as folder:
         model.save_pretrained(folder)
-        write_json(folder / "run.json", {"student": str(paths.student), "quantize": params.student.quantize})
+        write_json(folder / "run.json", run_settings)
         set_aside.write(folder)
     peak = peak_memory_mb()
     write_json(

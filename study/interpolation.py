@@ -1,4 +1,4 @@
-"""What `train.interpolation` trades: WER on clean and on noisy speech, from the base's weights to the trained ones.
+"""What `train.interpolation` trades where the adapter reads all clips: WER on clean and on noisy speech.
 
 python -m study.interpolation --preset mini
 

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from accelerate import Accelerator
@@ -30,20 +31,22 @@ from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder
-from dqlora.student import base_of, cnn_features, load_student
+from dqlora.student import Switched, base_of, cnn_features, load_student
 from dqlora.text import Vocabulary
 from dqlora.training import interpolated, read_batched, train_student
 from stages.evaluate import test_clips
 from stages.train import (
     adapt,
+    base_entropies,
     cache_cnn_features,
     cache_targets,
     fingerprint,
     is_made_from,
     load_examples,
     target_name,
+    write_cnn_features,
 )
-from study.variants import COMMON, FINALISTS, INTERPOLATIONS, VARIANTS, Variant, at_interpolation
+from study.variants import COMMON, FINALISTS, INTERPOLATIONS, VARIANTS, Variant, at_interpolation, switched
 
 BASE = "base, unadapted"
 RESULTS = Path("data/study/results.jsonl")
@@ -61,14 +64,15 @@ def changed(params: Params, variant: Variant, seed: int) -> Params:
 
 
 def cache_test_features(model: torch.nn.Module, paths: Paths) -> None:
-    """CNN features of every clip of the test, with its row of the index."""
+    """CNN features of every clip of the test, with its row of the index, and of the clean validation clips."""
     folder = tested_features(paths)
-    current = fingerprint(paths.student, paths.noisy / "test", paths.clean / "test")
+    current = fingerprint(paths.student, paths.noisy / "test", paths.clean / "test", paths.clean / "validation")
     if is_made_from(folder, current):
         return
     rows, clips = test_clips(paths)
     with whole_folder(folder) as temporary:
-        with PackedWriter(temporary, "float16", base_of(model).config.conv_dim[-1]) as out:
+        write_cnn_features(model, Packed(paths.clean / "validation"), temporary / "validation")
+        with PackedWriter(temporary / "test", "float16", base_of(model).config.conv_dim[-1]) as out:
             for number, (row, clip) in enumerate(zip(tqdm(rows, "student's CNN test"), clips, strict=True)):
                 features = cnn_features(model, to_float32(clip)).cpu().numpy()
                 out.append(features, **row | {"utterance": row["id"], "id": number})
@@ -93,7 +97,7 @@ class Runner:
         self.device = self.accelerator.device
         self.vocabulary = Vocabulary.load(self.paths.student / "vocab.json")
         self.cnn = {split: Packed(self.paths.cnn_features / split) for split in ("train", "validation")}
-        self.test = Packed(tested_features(self.paths))
+        self.test, self.clean = (Packed(tested_features(self.paths) / name) for name in ("test", "validation"))
 
     def examples(self, split: str, targets: Packed | None) -> list[Example]:
         return load_examples(self.paths, split, self.cnn[split], self.vocabulary, targets, SetAside())
@@ -155,12 +159,20 @@ class Runner:
         result["trainable"] = sum(weight.numel() for weight in trainable.values())
         end = {name: weight.detach().clone() for name, weight in trainable.items()}
         results = []
-        for share in INTERPOLATIONS:
+        readers = {name: objective.student}
+        if params.student.adapt == "lora":
+            readers[switched(name)] = Switched(model, self.entropy_limit(model, params.train.base_reads))
+        for share, (kind, reader) in itertools.product(INTERPOLATIONS, readers.items()):
             with torch.no_grad():
                 for key, weight in trainable.items():
                     weight.copy_(interpolated(key, start[key], end[key], share))
-            results.append(result | {"variant": at_interpolation(name, share), "errors": self.score(objective.student)})
+            results.append(result | {"variant": at_interpolation(kind, share), "errors": self.score(reader)})
         return results
+
+    def entropy_limit(self, model: Any, share: float) -> float:
+        """As `stages.train` sets it."""
+        features = [self.clean[item["id"]] for item in self.clean.items]
+        return float(np.quantile(base_entropies(model, features), share))
 
 
 _runner: Runner

@@ -39,6 +39,11 @@ def at_interpolation(name: str, share: float) -> str:
     return name if share == 1.0 else f"{name}, interpolation {share}"
 
 
+def switched(name: str) -> str:
+    """Read with the adapter only where the base is not sure, as `train.base_reads` has it."""
+    return f"{name}, switched"
+
+
 def to(target: str, weight: float, **changes: Any) -> Variant:
     """Distil `target` at lambda `weight`."""
     return {"lambda_distill": weight, "distill.target": target, **{f"distill.{k}": v for k, v in changes.items()}}

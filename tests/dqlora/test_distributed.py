@@ -46,7 +46,7 @@ progress = train_student(
     Objective(model, vocabulary.blank, distill), examples, examples, vocabulary, "en",
     Train(
         learning_rate=1e-2, warmup_share=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.3,
-        interpolation=1.0, patience=99,
+        interpolation=1.0, base_reads=0.0, patience=99,
     ),
     Budget(head_steps=1, steps=6, batch_seconds=3, validate_every=1),
     lambda_distill=0.5, seed=0, checkpoint=out.with_suffix(".safetensors"), accelerator=accelerator,

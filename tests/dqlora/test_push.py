@@ -124,7 +124,7 @@ def finished(project: Path, student_folder: Path) -> Path:
     adapter = project / "models/mini/adapter"
     lora = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj"])
     add_lora(load_student(student, "none", torch.device("cpu")), lora, 0).save_pretrained(adapter)
-    write_json(adapter / "run.json", {"student": str(student), "quantize": "nf4"})
+    write_json(adapter / "run.json", {"student": str(student), "quantize": "nf4", "entropy_limit": 0.12345})
     gain = {"wer_relative": 0.5, "ci_low": 0.25, "ci_high": 0.75}
     write_json(project / "metrics/evaluate.json", {"gain": {"noisy": gain, "clean": {**gain, "wer_relative": -0.5}}})
     write_json(project / "metrics/train.json", {"steps": 42})
@@ -161,7 +161,15 @@ def test_adapter_base_and_card_arrive(finished: Path, hub: Hub, tmp_path: Path) 
     assert "| base | 75.0 % [75.0, 75.0] | 75.0 % [75.0, 75.0] |" in card
     assert "| distilled | 50.0 % [50.0, 50.0] | 50.0 % [50.0, 50.0] |" in card
     assert "in noise: WER 50.0 % lower [25.0, 75.0]. On clean speech: WER 50.0 % higher [-75.0, -25.0]." in card
-    for said in ("presets/mini/student", "42 steps", "40 test utterances", "10, 5, 0 dB", "base_features", "## Limits"):
+    for said in (
+        "presets/mini/student",
+        "42 steps",
+        "40 test utterances",
+        "10, 5, 0 dB",
+        "base_features",
+        "## Limits",
+        "entropy <= 0.1235",
+    ):
         assert said in card
 
     for name, content in hub.files.items():

@@ -10,9 +10,11 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 from dqlora.audio import to_float32, to_int16
 from dqlora.config import Lora
 from dqlora.errors import UserError
+from dqlora.gpu import prepare_for_gpu
 from dqlora.losses import ctc_loss
 from dqlora.student import (
     FromFeatures,
+    Switched,
     add_lora,
     base_of,
     cnn_features,
@@ -20,6 +22,7 @@ from dqlora.student import (
     frame_centre,
     frames_of,
     load_student,
+    mean_entropy,
     normalise_audio,
     pad_features,
     time_mask,
@@ -92,6 +95,39 @@ def test_gradients_reach_lora_only(student_folder: Path) -> None:
     assert min(moved) > 0
 
 
+def test_entropy_is_that_of_the_symbols_over_the_clips_own_frames() -> None:
+    logits = torch.zeros(3, 4, 32)
+    logits[0, :2, 7] = 100.0  # sure of two frames
+    logits[1, 2:] = torch.randn(2, 32)  # beyond its frames
+    found = mean_entropy(logits, torch.tensor([4, 2, 0]))
+    torch.testing.assert_close(found, torch.tensor([math.log(32) / 2, math.log(32), 0.0]))
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("on_gpu", [False, True])  # as training leaves a model there
+def test_the_adapter_reads_what_the_base_is_not_sure_of(student_folder: Path, quantize: str, on_gpu: bool) -> None:
+    model = add_lora(load_student(student_folder, quantize, CPU), LORA, seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    base = load_student(student_folder, quantize, CPU)
+    if on_gpu:
+        prepare_for_gpu(model)
+        prepare_for_gpu(base)
+    features, frames = pad_features([cnn_features(base, samples).clone() for samples in CLIPS])
+    with torch.inference_mode():
+        adapted, unadapted = FromFeatures(model)(features, frames), FromFeatures(base)(features, frames)
+        assert (adapted - unadapted).abs().max() > 0.1
+        entropies = mean_entropy(unadapted, frames).sort()
+        between = (entropies.values[0] + entropies.values[1]).item() / 2
+        for limit, sure in ((0.0, []), (between, entropies.indices[:1].tolist()), (9.0, [0, 1, 2])):
+            found = Switched(model, limit)(features, frames)
+            for row, count in enumerate(frames.tolist()):
+                expected = (unadapted if row in sure else adapted)[row, :count]
+                torch.testing.assert_close(found[row, :count], expected, atol=0.02 if on_gpu else 1e-5, rtol=1e-3)
+
+
 def test_a_random_models_ctc_loss_is_near_theory(student_folder: Path) -> None:
     """Nearly uniform outputs: T ln V less the log of the number of alignments, C(T + L, 2L) without repeats."""
     model = load_student(student_folder, "none", CPU)
@@ -142,7 +178,7 @@ def test_frames_follow_the_cnn(student_folder: Path) -> None:
 
 def test_a_clip_shorter_than_a_frame_is_empty(student_folder: Path, vocabulary: Vocabulary) -> None:
     model = load_student(student_folder, "none", CPU)
-    assert transcribe(model, vocabulary, np.zeros(100, np.float32)) == ""
+    assert transcribe(FromFeatures(model), vocabulary, np.zeros(100, np.float32)) == ""
     assert len(vocabulary) == len(SYMBOLS)
 
 

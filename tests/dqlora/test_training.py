@@ -25,6 +25,7 @@ TRAIN = Train(
     dropout=0.1,
     mask_time_prob=0.05,
     interpolation=1.0,
+    base_reads=0.0,
     patience=99,
 )
 DISTILL = Distill(target="whisper_letters", temperature=1.0, frames="all", layer=1)

@@ -1,6 +1,7 @@
 """The exports load in plain transformers and plain onnxruntime, and say what the adapter says."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from dqlora.cli import app
 from dqlora.config import Lora
-from dqlora.export import OnnxStudent, merge, save_merged, save_onnx
+from dqlora.export import OnnxStudent, merge, write_exports
 from dqlora.storage import write_json
 from dqlora.student import FromFeatures, add_lora, cnn_features, load_adapted, load_student
 from dqlora.transcription import load_recogniser
@@ -103,6 +105,32 @@ def test_it_loads_without_this_project(script: str, kind: str, exported: Path, c
     assert (recogniser.symbols(np.load(clip)) == reference).mean() > 0.97
 
 
+def test_where_the_base_reads_some_clips_so_it_does_in_onnx(adapter: Path, clip: Path, tmp_path: Path) -> None:
+    """Clean speech, of which the base is sure, and the same in noise."""
+    shutil.copytree(adapter, tmp_path / "adapter")
+    weights = load_file(adapter / "adapter_model.safetensors")
+    stronger = {name: weight * (100 if "lora_B" in name else 1) for name, weight in weights.items()}
+    save_file(stronger, tmp_path / "adapter" / "adapter_model.safetensors")
+    run = {"student": str(STUDENT), "quantize": "nf4", "entropy_limit": 0.2}
+    write_json(tmp_path / "adapter" / "run.json", run)
+    write_exports(STUDENT, tmp_path / "adapter", "nf4", tmp_path / "exported")
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"merged", "onnx"}
+    clean = np.load(clip)
+    noisy = clean + 0.1 * np.random.default_rng(0).normal(size=len(clean)).astype(np.float32)
+    onnx = OnnxStudent(tmp_path / "exported" / "onnx")
+    base, adapted = load_student(STUDENT, "nf4", CPU), load_adapted(STUDENT, tmp_path / "adapter", "nf4", CPU)
+    for samples, expected in ((clean, base), (noisy, adapted)):
+        own, other = (
+            FromFeatures(model)(features[None], torch.tensor([len(features)]))[0].argmax(-1).numpy()
+            for model in (expected, adapted if expected is base else base)
+            if (features := cnn_features(model, samples)) is not None
+        )
+        found = onnx.symbols(samples)
+        assert (found == own).mean() > 0.97 and (own == other).mean() < 0.9
+        reader = load_recogniser(str(tmp_path / "adapter"), CPU)
+        assert np.array_equal(reader.symbols(samples), own)
+
+
 def test_the_onnx_model_takes_any_length(exported: Path) -> None:
     student = OnnxStudent(exported / "onnx")
     assert [len(student.symbols(tone(seconds))) for seconds in (0.03, 1.0, 20.0)] == [1, 49, 999]
@@ -120,9 +148,9 @@ def test_full_fine_tuning_exports_as_it_is(student_folder: Path, tmp_path: Path)
     trained.save_pretrained(tmp_path / "adapter")
     model = merge(student_folder, tmp_path / "adapter", "none")
     torch.testing.assert_close(model.lm_head.weight, trained.lm_head.weight)
-    for save in (save_merged, save_onnx):
-        (tmp_path / save.__name__).mkdir()
-        save(model, student_folder, tmp_path / save.__name__)
+    write_json(tmp_path / "adapter" / "run.json", {"student": str(student_folder), "quantize": "none"})
+    write_exports(student_folder, tmp_path / "adapter", "none", tmp_path / "exported")
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"merged", "onnx"}
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:

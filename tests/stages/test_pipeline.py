@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -124,6 +125,8 @@ def test_every_artifact_is_there(project: Path) -> None:
     assert used["train"] <= known["train"] | {None} and used["test"] <= known["test"]
     student = Wav2Vec2ForCTC.from_pretrained(project / "models/fleurs/pretrained/student")
     PeftModel.from_pretrained(student, project / "models/fleurs/adapter")
+    made = json.loads((project / "models/fleurs/adapter/run.json").read_text())
+    assert 0 < made["entropy_limit"] < math.log(32)  # nats a frame of 32 symbols
     assert (project / "metrics/report.html").stat().st_size > 10_000
 
 

@@ -21,7 +21,7 @@ from stages import fetch_noise, fetch_speech, mix
 from study import sources
 from study.run import BASE, changed
 from study.table import compare, edits_and_words, gain, summed, wer
-from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation
+from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation, switched
 from tests.conftest import ROOT, write_audiofolder, write_noise
 
 LETTERS = "base letters, λ 3"
@@ -78,7 +78,8 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     results = study_project / "data/study/results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    names = [at_interpolation(name, share) for name in (CTC, LETTERS) for share in INTERPOLATIONS]
+    kinds = [kind for name in (CTC, LETTERS) for kind in (name, switched(name))]
+    names = [at_interpolation(kind, share) for kind in kinds for share in INTERPOLATIONS]
     assert sorted((row["variant"], row["seed"]) for row in rows) == sorted(
         [(BASE, 0), *((name, seed) for name in names for seed in (0, 1))]
     )
@@ -108,7 +109,7 @@ def test_an_adapter_is_read_at_every_share_of_its_update(study_project: Path, st
     model = add_lora(load_student(student_folder, "none", torch.device("cpu")), lora, seed=0)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
-            torch.nn.init.normal_(weight)
+            torch.nn.init.normal_(weight, std=2.0)
     model.save_pretrained(study_project / "models/tiny/adapter")
     ended = run("interpolation", "--preset", "tiny")
     assert ended.returncode == 0, ended.stderr
@@ -152,7 +153,7 @@ def test_synthetic_speech_is_trained_on_and_nothing_else(
     assert [row[1] for row in rows if row[0].startswith("synthetic")] == ["first", "second", "third"]
     assert len(rows) == 220 + 1 + 3
     assert not list((speech / "test").glob("synthetic*")) and not list((speech / "validation").glob("synthetic*"))
-    samples, rate = soundfile.read(speech / "train/synthetic-00001.flac", dtype="int16")
+    samples, rate = soundfile.read(speech / "train/synthetic-00001.wav", dtype="int16")
     assert rate == 16_000 and samples.tolist() == list(range(800))
 
 
