@@ -198,22 +198,12 @@ def adapt(model: Any, params: Params) -> Any:
 
 
 @torch.inference_mode()
-def base_entropies(model: Any, clips: Sequence[torch.Tensor | np.ndarray]) -> list[float]:
-    """How unsure the base is of clips, its adapter switched off: mean entropy in nats per frame.
-
-    Parameters
-    ----------
-    model
-        a PeftModel.
-    clips
-        CNN features [frames, conv_dim] each.
-    """
-    reader, entropies = FromFeatures(model.eval()), []
-    with model.disable_adapter():
-        for clip in clips:
-            features, frames = (each.to(base_of(model).device) for each in pad_features([clip]))
-            entropies.append(mean_entropy(reader(features, frames), frames).item())
-    return entropies
+@torch.inference_mode()
+def entropies(student: FromFeatures, clips: Sequence[torch.Tensor | np.ndarray]) -> list[float]:
+    """How unsure a student is of each clip, CNN features [frames, conv_dim]: mean entropy in nats per frame."""
+    device = base_of(student.model).device
+    padded = ((features.to(device), frames.to(device)) for features, frames in (pad_features([clip]) for clip in clips))
+    return [mean_entropy(student(features, frames), frames).item() for features, frames in padded]
 
 
 def warn_of_weak_teacher(model: torch.nn.Module, vocabulary: Vocabulary, paths: Paths, preset: Preset) -> None:
@@ -299,7 +289,9 @@ def main() -> None:
     if params.student.adapt == "lora" and params.train.base_reads:
         clean = Packed(paths.clean / "validation")
         heard = [cnn_features(model, to_float32(clean[item["id"]])) for item in clean.items]
-        run_settings["entropy_limit"] = float(np.quantile(base_entropies(model, heard), params.train.base_reads))
+        with model.eval().disable_adapter():
+            unsure = entropies(FromFeatures(model), heard)
+        run_settings["entropy_limit"] = float(np.quantile(unsure, params.train.base_reads))
     with whole_folder(paths.adapter) as folder:
         model.save_pretrained(folder)
         write_json(folder / "run.json", run_settings)

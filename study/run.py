@@ -31,22 +31,22 @@ from dqlora.objective import Objective
 from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder
-from dqlora.student import Switched, base_of, cnn_features, load_student
+from dqlora.student import FromFeatures, base_of, cnn_features, load_student
 from dqlora.text import Vocabulary
 from dqlora.training import interpolated, read_batched, train_student
 from stages.evaluate import test_clips
 from stages.train import (
     adapt,
-    base_entropies,
     cache_cnn_features,
     cache_targets,
+    entropies,
     fingerprint,
     is_made_from,
     load_examples,
     target_name,
     write_cnn_features,
 )
-from study.variants import COMMON, FINALISTS, INTERPOLATIONS, VARIANTS, Variant, at_interpolation, switched
+from study.variants import COMMON, FINALISTS, INTERPOLATIONS, VARIANTS, Variant, at_interpolation
 
 BASE = "base, unadapted"
 RESULTS = Path("data/study/results.jsonl")
@@ -107,16 +107,29 @@ class Runner:
         cache_targets(targets_folder(self.paths, params), model, self.paths, params, self.vocabulary, self.device)
 
     def score(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Word edits and words of each test clip, by corpus and condition, utterances in the same order."""
+        """Word edits and words of each test clip, as `by_condition` has them."""
         longest = round(self.preset.budget.batch_seconds * FRAMES_PER_SECOND)
         test = self.test
         texts = read_batched(model, [test[item["id"]] for item in test.items], self.vocabulary, longest)
         errors = count_errors([item["reference"] for item in test.items], texts, "en")
-        table: dict[str, dict[str, list[list[int]]]] = {}
-        for item, edits, words in zip(test.items, errors.word_edits, errors.words, strict=True):
+        return self.by_condition(np.stack([errors.word_edits, errors.words], axis=1).tolist())
+
+    def by_condition(self, values: list[Any]) -> dict[str, dict[str, list[Any]]]:
+        """One value of each test clip, by corpus and condition, utterances in the same order."""
+        table: dict[str, dict[str, list[Any]]] = {}
+        for item, value in zip(self.test.items, values, strict=True):
             corpus = item["utterance"].partition("-")[0]
-            table.setdefault(corpus, {}).setdefault(item["condition"], []).append([int(edits), int(words)])
+            table.setdefault(corpus, {}).setdefault(item["condition"], []).append(value)
         return table
+
+    def sureness(self, base: torch.nn.Module) -> dict[str, Any]:
+        """How unsure the base is of each test clip, and up to where it reads one itself, as stages.train sets it."""
+        test, validation = (
+            entropies(FromFeatures(base), [clips[item["id"]] for item in clips.items])
+            for clips in (self.test, self.clean)
+        )
+        limit = float(np.quantile(validation, self.params.train.base_reads))
+        return {"entropies": self.by_condition(test), "entropy_limit": limit}
 
     def run(self, job: Job) -> list[dict[str, Any]]:
         """Train once; one result for each share of the update that is kept."""
@@ -127,7 +140,7 @@ class Runner:
         result: dict[str, Any] = {"variant": name, "steps": steps, "seed": seed}
         if name == BASE:
             objective = Objective(model, self.vocabulary.blank, params.distill)
-            return [result | {"errors": self.score(objective.student)}]
+            return [result | {"errors": self.score(objective.student)} | self.sureness(model)]
         targets = Packed(targets_folder(self.paths, params)) if params.lambda_distill else None
         model = adapt(model, params)
         seed_torch(seed, "objective")
@@ -159,20 +172,12 @@ class Runner:
         result["trainable"] = sum(weight.numel() for weight in trainable.values())
         end = {name: weight.detach().clone() for name, weight in trainable.items()}
         results = []
-        readers = {name: objective.student}
-        if params.student.adapt == "lora":
-            readers[switched(name)] = Switched(model, self.entropy_limit(model, params.train.base_reads))
-        for share, (kind, reader) in itertools.product(INTERPOLATIONS, readers.items()):
+        for share in INTERPOLATIONS:
             with torch.no_grad():
                 for key, weight in trainable.items():
                     weight.copy_(interpolated(key, start[key], end[key], share))
-            results.append(result | {"variant": at_interpolation(kind, share), "errors": self.score(reader)})
+            results.append(result | {"variant": at_interpolation(name, share), "errors": self.score(objective.student)})
         return results
-
-    def entropy_limit(self, model: Any, share: float) -> float:
-        """As `stages.train` sets it."""
-        features = [self.clean[item["id"]] for item in self.clean.items]
-        return float(np.quantile(base_entropies(model, features), share))
 
 
 _runner: Runner

@@ -17,7 +17,7 @@ import typer
 from dqlora.errors import UserError, run_stage
 from dqlora.scoring import Errors, relative_gain
 from study.run import BASE, RESULTS
-from study.variants import CTC
+from study.variants import CTC, has_adapter, switched
 
 Run = dict[str, Any]  # a line of the results
 Groups = dict[int, dict[str, list[Run]]]  # by steps and variant
@@ -70,14 +70,34 @@ def row(name: str, runs: list[Run], base: list[Run], others: list[Run], corpus: 
 
 
 def read_runs(results: Path) -> Groups:
-    """The runs by steps and variant; the base has 0 steps."""
+    """The runs by steps and variant; the base has 0 steps. Adapters are there a second time, switched."""
     if not results.exists():
         raise UserError(f"{results}: no such file; make study writes it")
+    runs = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
+    base = next((run for run in runs if run["variant"] == BASE), {})
+    if "entropies" in base:  # runs of before the switch lack them
+        adapted = [run for run in runs if run is not base and has_adapter(run["variant"])]
+        runs += [run | {"variant": switched(run["variant"]), "errors": after_switch(base, run)} for run in adapted]
     groups: Groups = defaultdict(lambda: defaultdict(list))
-    for line in results.read_text(encoding="utf-8").splitlines():
-        run = json.loads(line)
+    for run in runs:
         groups[run["steps"]][run["variant"]].append(run)
     return groups
+
+
+def after_switch(base: Run, run: Run) -> dict[str, Any]:
+    """The run's errors where the base is not sure, and else the base's: what `student.Switched` reads."""
+    return {
+        corpus: {
+            condition: [
+                own if entropy <= base["entropy_limit"] else other
+                for entropy, own, other in zip(entropies, base["errors"][corpus][condition], errors, strict=True)
+            ]
+            for (condition, errors), entropies in zip(
+                conditions.items(), base["entropies"][corpus].values(), strict=True
+            )
+        }
+        for corpus, conditions in run["errors"].items()
+    }
 
 
 def compare(groups: Groups, others: Groups) -> None:

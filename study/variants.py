@@ -40,8 +40,13 @@ def at_interpolation(name: str, share: float) -> str:
 
 
 def switched(name: str) -> str:
-    """Read with the adapter only where the base is not sure, as `train.base_reads` has it."""
+    """The variant, its adapter reading only what the base is not sure of, as `train.base_reads` has it."""
     return f"{name}, switched"
+
+
+def has_adapter(name: str) -> bool:
+    """Whether a variant, at whatever interpolation, trains an adapter, which can be switched off."""
+    return VARIANTS.get(name.partition(", interpolation")[0], {}).get("student.adapt") != "full"
 
 
 def to(target: str, weight: float, **changes: Any) -> Variant:

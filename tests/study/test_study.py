@@ -20,8 +20,8 @@ from dqlora.student import add_lora, load_student
 from stages import fetch_noise, fetch_speech, mix
 from study import sources
 from study.run import BASE, changed
-from study.table import compare, edits_and_words, gain, summed, wer
-from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation, switched
+from study.table import after_switch, compare, edits_and_words, gain, summed, wer
+from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation, has_adapter, switched
 from tests.conftest import ROOT, write_audiofolder, write_noise
 
 LETTERS = "base letters, λ 3"
@@ -78,8 +78,7 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     results = study_project / "data/study/results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()]
-    kinds = [kind for name in (CTC, LETTERS) for kind in (name, switched(name))]
-    names = [at_interpolation(kind, share) for kind in kinds for share in INTERPOLATIONS]
+    names = [at_interpolation(name, share) for name in (CTC, LETTERS) for share in INTERPOLATIONS]
     assert sorted((row["variant"], row["seed"]) for row in rows) == sorted(
         [(BASE, 0), *((name, seed) for name in names for seed in (0, 1))]
     )
@@ -93,13 +92,24 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     table = run("table")
     assert table.returncode == 0, table.stderr
     lines = [line for line in table.stdout.splitlines() if line.startswith("| ") and "---" not in line]
-    assert {line.split(" | ")[0].strip("| ") for line in lines} == {"variant", BASE, *names}
+    assert {line.split(" | ")[0].strip("| ") for line in lines} == {"variant", BASE, *names, *map(switched, names)}
 
     half = at_interpolation(CTC, 0.5)
     lines = run("table", "--over", half).stdout.splitlines()
     assert any(f"noisy: gain on {half} |" in line for line in lines)
     rows_of = {line.split(" | ")[0].strip("| "): line for line in lines}
     assert rows_of[half].endswith(" |  |") and "[" in rows_of[LETTERS].rsplit(" | ", 1)[1]
+
+
+def test_a_switched_run_has_the_bases_errors_where_the_base_is_sure() -> None:
+    base = {
+        "errors": {"a": {"clean": [[1, 9], [2, 9]]}},
+        "entropies": {"a": {"clean": [0.1, 0.3]}},
+        "entropy_limit": 0.2,
+    }
+    assert after_switch(base, {"errors": {"a": {"clean": [[5, 9], [6, 9]]}}}) == {"a": {"clean": [[1, 9], [6, 9]]}}
+    full = "base features of layer 8, λ 10, full fine-tuning, no masks"
+    assert full in VARIANTS and not has_adapter(at_interpolation(full, 0.5)) and has_adapter(at_interpolation(CTC, 0.5))
 
 
 def test_an_adapter_is_read_at_every_share_of_its_update(study_project: Path, student_folder: Path) -> None:
