@@ -201,6 +201,7 @@ def adapt(model: Any, params: Params) -> Any:
 @torch.inference_mode()
 def entropies(student: FromFeatures, clips: Sequence[torch.Tensor | np.ndarray]) -> list[float]:
     """How unsure a student is of each clip, CNN features [frames, conv_dim]: mean entropy in nats per frame."""
+    student.eval()
     device = base_of(student.model).device
     padded = ((features.to(device), frames.to(device)) for features, frames in (pad_features([clip]) for clip in clips))
     return [mean_entropy(student(features, frames), frames).item() for features, frames in padded]
@@ -289,7 +290,7 @@ def main() -> None:
     if params.student.adapt == "lora" and params.train.base_reads:
         clean = Packed(paths.clean / "validation")
         heard = [cnn_features(model, to_float32(clean[item["id"]])) for item in clean.items]
-        with model.eval().disable_adapter():
+        with model.disable_adapter():
             unsure = entropies(FromFeatures(model), heard)
         run_settings["entropy_limit"] = float(np.quantile(unsure, params.train.base_reads))
     with whole_folder(paths.adapter) as folder:

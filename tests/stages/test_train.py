@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,8 @@ import torch
 from dqlora.audio import to_float32, to_int16
 from dqlora.config import Params, load_params
 from dqlora.storage import Packed, PackedWriter
-from dqlora.student import base_of, cnn_features, load_student
-from stages.train import SECONDS_AT_ONCE, adapt, write_cnn_features
+from dqlora.student import FromFeatures, base_of, cnn_features, load_student
+from stages.train import SECONDS_AT_ONCE, adapt, entropies, write_cnn_features
 from tests.conftest import tone
 
 
@@ -41,3 +42,14 @@ def test_cnn_features_written_together_are_each_clips_own(
         alone = cnn_features(model, to_float32(clips[item["id"]])).half()
         torch.testing.assert_close(torch.from_numpy(written[item["id"]].copy()), alone, atol=2e-3, rtol=2e-3)
         assert at_once or np.array_equal(written[item["id"]], alone.numpy())
+
+
+def test_entropies_are_those_of_reading_not_of_training(student_folder: Path) -> None:
+    student = FromFeatures(load_student(student_folder, "none", torch.device("cpu")))
+    features = [cnn_features(student.model, tone(seconds)).clone() for seconds in (1.0, 0.4)]
+    expected = entropies(student, features)
+    for module in student.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+    student.train()
+    assert entropies(student, features) == expected and min(expected) > 0 and max(expected) < math.log(32)
