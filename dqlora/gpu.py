@@ -11,9 +11,8 @@ from torch.nn import functional as F
 
 from dqlora.student import base_of
 
-GPU_LOCK = (
-    Lock()
-)  # held while a graph is recorded, and by a thread that allocates or copies: it would spoil the recording
+# held while a graph is recorded, and by a thread that allocates or copies beside: that would spoil the recording
+GPU_LOCK = Lock()
 BLOCK = 16  # frames of a positional convolution computed by one row of a matrix product
 
 

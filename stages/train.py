@@ -144,7 +144,8 @@ def cache_targets(
 
     def targets_of(batch: list[int]) -> list[np.ndarray]:
         cnn = cnn_features_together(model, [clean[utterances[position]] for position in batch])
-        rows = [torch.from_numpy(np.array(heard[items[position]["id"]])).to(device) for position in batch if heard]
+        ids = [items[position]["id"] for position in batch]
+        rows = [] if heard is None else [torch.from_numpy(np.array(heard[each])).to(device) for each in ids]
         return make(cnn, rows, [vocabulary.encode(clean.item(utterances[position])["text"]) for position in batch])
 
     batches = together([clean.item(utterance)["length"] for utterance in utterances], device)
@@ -197,7 +198,6 @@ def adapt(model: Any, params: Params) -> Any:
     return model
 
 
-@torch.inference_mode()
 @torch.inference_mode()
 def entropies(student: FromFeatures, clips: Sequence[torch.Tensor | np.ndarray]) -> list[float]:
     """How unsure a student is of each clip, CNN features [frames, conv_dim]: mean entropy in nats per frame."""

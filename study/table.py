@@ -90,11 +90,11 @@ def after_switch(base: Run, run: Run) -> dict[str, Any]:
         corpus: {
             condition: [
                 own if entropy <= base["entropy_limit"] else other
-                for entropy, own, other in zip(entropies, base["errors"][corpus][condition], errors, strict=True)
+                for entropy, own, other in zip(
+                    base["entropies"][corpus][condition], base["errors"][corpus][condition], errors, strict=True
+                )
             ]
-            for (condition, errors), entropies in zip(
-                conditions.items(), base["entropies"][corpus].values(), strict=True
-            )
+            for condition, errors in conditions.items()
         }
         for corpus, conditions in run["errors"].items()
     }
