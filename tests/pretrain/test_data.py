@@ -59,7 +59,9 @@ def test_clips_with_pauses_hold_the_same_speech(pauses: bool, tmp_path: Path, mo
     lines = [f"line {number}" for number in range(30)]
     speech = np.full(2 * SAMPLE_RATE, 0.5, np.float32)
     monkeypatch.setattr("pretrain.synthesise.synthesise", lambda *arguments: speech)
-    args = Namespace(seed=0, workers=1, folder=tmp_path, engines=["hibari"], pauses=pauses, no_test_voices=False)
+    args = Namespace(
+        seed=0, workers=1, folder=tmp_path, engines=["hibari"], pauses=pauses, no_test_voices=False, joined=0.3
+    )
     assert synthesise.work(0, args, lines, time.time() + 60)[0] == 30
     clips = Shards(tmp_path).new()
     assert sorted(re.findall(r"line \d+", " ".join(clips.texts))) == sorted(lines)
