@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 
 from dqlora.audio import SAMPLE_RATE
-from dqlora.student import entropy_limit, frame_geometry, load_student
+from dqlora.student import entropy_limit, frame_geometry, load_student, mean_entropy
 from dqlora.text import Vocabulary
 
 PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -91,9 +91,8 @@ class SwitchedFromAudio(FromAudio):
     def forward(self, audio: Tensor) -> Tensor:
         features = self.features(audio)
         adapted, base = self.read(self.model, features), self.read(self.base, features)
-        log_probs = base.log_softmax(-1)
-        entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)  # nats per frame [batch]
-        return torch.where(entropy[:, None, None] > self.limit, adapted, base)
+        frames = torch.full((base.shape[0],), base.shape[1])
+        return torch.where(mean_entropy(base, frames)[:, None, None] > self.limit, adapted, base)
 
 
 def save_onnx(audio: FromAudio, student: Path, folder: Path) -> None:

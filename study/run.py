@@ -122,11 +122,10 @@ class Runner:
             table.setdefault(corpus, {}).setdefault(item["condition"], []).append(value)
         return table
 
-    def sureness(self, base: torch.nn.Module) -> dict[str, Any]:
+    def sureness(self, base: FromFeatures) -> dict[str, Any]:
         """How unsure the base is of each test clip, and up to where it reads one itself, as stages.train sets it."""
         test, validation = (
-            entropies(FromFeatures(base), [clips[item["id"]] for item in clips.items])
-            for clips in (self.test, self.clean)
+            entropies(base, [clips[item["id"]] for item in clips.items]) for clips in (self.test, self.clean)
         )
         limit = float(np.quantile(validation, self.params.train.base_reads))
         return {"entropies": self.by_condition(test), "entropy_limit": limit}
@@ -140,7 +139,7 @@ class Runner:
         result: dict[str, Any] = {"variant": name, "steps": steps, "seed": seed}
         if name == BASE:
             objective = Objective(model, self.vocabulary.blank, params.distill)
-            return [result | {"errors": self.score(objective.student)} | self.sureness(model)]
+            return [result | {"errors": self.score(objective.student)} | self.sureness(objective.student)]
         targets = Packed(targets_folder(self.paths, params)) if params.lambda_distill else None
         model = adapt(model, params)
         seed_torch(seed, "objective")
