@@ -1,6 +1,7 @@
 # make: set up and run the pipeline. make test: set up and run all tests. make check: lint and types.
-# make study SPEECH=folder NOISE=folder SYNTHETIC=folder: what docs/distillation.md compares, on your own speech and
-# noise, and synthetic speech of pretrain.synthesise if you have it; takes a GPU, leaves params.yaml at the preset study.
+# make study SPEECH=folder NOISE=folder SYNTHETIC=folder RUNS="options of study.run": what docs/distillation.md compares,
+# on your own speech and noise, and synthetic speech of pretrain.synthesise if you have it; takes a GPU, leaves params.yaml
+# at the preset study.
 .DEFAULT_GOAL := repro
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,6 +12,7 @@ NOISE ?= ../shared/noise
 SYNTHETIC ?=
 PROCESSES ?= 1
 SEEDS := --seed 0 --seed 1 --seed 2
+RUNS ?= --steps 350 --finalist-steps 1000
 
 .PHONY: setup repro test check study clean
 
@@ -34,8 +36,8 @@ check: setup
 
 study: setup
 	$(BIN)/python -m study.sources $(SPEECH) $(NOISE) $(if $(SYNTHETIC),--synthetic $(SYNTHETIC))
-	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),4,8) train_teacher_head
-	$(BIN)/python -m study.run --steps 350 --finalist-steps 1000 $(SEEDS) --processes $(PROCESSES)
+	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),3,8) train_teacher_head
+	$(BIN)/python -m study.run $(RUNS) $(SEEDS) --processes $(PROCESSES)
 	$(BIN)/python -m study.table
 
 clean:

@@ -159,7 +159,8 @@ def cnn_features_together(model: nn.Module, clips: Sequence[np.ndarray]) -> list
     if len(clips) == 1:
         return [cnn_features(model, to_float32(clips[0]))]
     base = base_of(model)
-    waves, frames = padded_waves(clips, base.device)
+    waves = padded_waves(clips, base.device)
+    frames = torch.tensor([len(clip) for clip in clips], device=base.device)
     inside = torch.arange(waves.shape[1], device=base.device) < frames[:, None]
     centred = (waves - waves.sum(-1, keepdim=True) / frames[:, None]) * inside
     deviation = (centred.square().sum(-1, keepdim=True) / frames[:, None] + 1e-7).sqrt()
@@ -174,16 +175,20 @@ def cnn_features_together(model: nn.Module, clips: Sequence[np.ndarray]) -> list
     return [row[:count] for row, count in zip(rows, frames.tolist(), strict=True)]
 
 
-def padded_waves(clips: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Clips of int16 [samples] as float32 [clips, longest] in [-1, 1], 0 behind each, and the samples of each.
+def padded_waves(clips: Sequence[np.ndarray], device: torch.device, longest: int | None = None) -> Tensor:
+    """Clips, [samples] each, all int16 or all float32 in [-1, 1], as float32 [clips, longest] in [-1, 1], then 0.
 
-    They travel to a GPU as they are, from pinned memory, and need not have arrived when this returns.
+    They travel to a GPU as they are, from pinned memory, and need not have arrived when this returns. Without
+    `longest`, it is that of the clips.
     """
-    lengths = torch.tensor([len(clip) for clip in clips])
-    padded = torch.zeros(len(clips), int(lengths.max()), dtype=torch.int16, pin_memory=device.type == "cuda")
+    dtype = torch.int16 if clips[0].dtype == np.int16 else torch.float32
+    shape = len(clips), longest or max(map(len, clips))
+    padded = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     for row, clip in zip(padded.numpy(), clips, strict=True):
         row[: len(clip)] = clip
-    return padded.to(device, non_blocking=True).float() / 32768, lengths.to(device)
+        row[len(clip) :] = 0
+    waves = padded.to(device, non_blocking=True).float()
+    return waves.div_(32768) if dtype == torch.int16 else waves
 
 
 def norm_over_time(norm: nn.GroupNorm, hidden: Tensor, frames: Tensor) -> Tensor:

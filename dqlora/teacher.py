@@ -14,7 +14,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 
 from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from dqlora.errors import UserError
-from dqlora.student import frame_centre
+from dqlora.student import frame_centre, padded_waves
 
 WINDOW = 30  # seconds, of Whisper's training
 # Seconds of silence behind a clip. Without the rest of the window features change a little, and the WER of what a head
@@ -54,15 +54,7 @@ class Teacher:
         clips
             [samples] each, at 16 kHz: all of them int16, or all float32 within -1 and 1.
         """
-        on_gpu = self.model.device.type == "cuda"
-        dtype = torch.int16 if clips[0].dtype == np.int16 else torch.float32
-        padded = torch.empty(len(clips), seconds * SAMPLE_RATE, dtype=dtype, pin_memory=on_gpu)
-        for row, clip in zip(padded.numpy(), clips, strict=True):
-            row[: len(clip)] = clip
-            row[len(clip) :] = 0
-        waves = padded.to(self.model.device, non_blocking=True).float()
-        if dtype == torch.int16:
-            waves /= 32768
+        waves = padded_waves(clips, self.model.device, seconds * SAMPLE_RATE)
         device, size = self.model.device, self._extractor.n_fft
         window = torch.hann_window(size, device=device)
         spectrum = torch.stft(

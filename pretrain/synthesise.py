@@ -4,7 +4,7 @@ python -m pretrain.synthesise TEXT FOLDER --engines hibari flite espeak --second
 
 Each worker writes, every few minutes of speech, FOLDER/<seed>-<worker>-<shard>.npy, int16 [samples] of clips in a row,
 and then the same name .json with a clip's text, voice and number of samples; so that training may go on beside it. A
-clip's voice, speed and pitch come from the seed and its line's number.
+clip's voice, speed and pitch come from the seed and its line's number, those held out not counted.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dqlora.randomness import generator_for
+from pretrain.texts import bare, held_out_texts
 from pretrain.voices import SAMPLE_RATE, TEST_VOICES, VOICES, Voice, synthesise
 
 ENGINE_SHARES = {"hibari": 0.50, "flite": 0.32, "espeak": 0.18, "kokoro": 0.75, "piper": 0.22}  # relative, of clips
@@ -112,6 +113,12 @@ def work(worker: int, args: argparse.Namespace, lines: list[str], deadline: floa
     return tuple(made.tolist())
 
 
+def lines_to_read(text: Path, held_out: list[Path]) -> list[str]:
+    """The lines of a text but those that stand in `held_out`, were it a single word."""
+    refused = held_out_texts(held_out, shortest=1)
+    return [line for line in text.read_text(encoding="utf-8").splitlines() if bare(line) not in refused]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("text", type=Path)
@@ -125,10 +132,13 @@ def main() -> None:
     parser.add_argument(
         "--joined", type=float, default=0.3, help="share of clips that go on from the one before, with --pauses"
     )
+    parser.add_argument(
+        "--held-out", type=Path, nargs="+", default=[], help="metadata.csv's and lists: no sentence of theirs is read"
+    )
     args = parser.parse_args()
 
     deadline = time.time() + args.seconds
-    lines = args.text.read_text(encoding="utf-8").splitlines()
+    lines = lines_to_read(args.text, args.held_out)
     args.folder.mkdir(parents=True, exist_ok=True)
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
         made = pool.starmap(work, [(worker, args, lines, deadline) for worker in range(args.workers)], chunksize=1)

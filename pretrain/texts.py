@@ -255,14 +255,14 @@ def shuffled(lines: Iterable[str], rng: np.random.Generator) -> list[str]:
     return [ordered[i] for i in rng.permutation(len(ordered))]
 
 
-def held_out_texts(paths: Iterable[Path]) -> set[str]:
-    """The bare texts of two words and more in metadata.csv's and lists of sentences, digits left out or spelt out."""
+def held_out_texts(paths: Iterable[Path], shortest: int = 2) -> set[str]:
+    """Bare texts of `shortest` words and more in metadata.csv's and lists of sentences; digits left out or spelt."""
     texts: list[str] = []
     for path in paths:
         lines = path.read_text(encoding="utf-8").splitlines()
         texts += [row["transcription"] for row in csv.DictReader(lines)] if path.suffix == ".csv" else lines
     refused = {bare(form) for text in texts for form in (text, spell_out(text, "en"))}
-    return {text for text in refused if " " in text}
+    return {text for text in refused if len(text.split()) >= shortest}
 
 
 def compose(args: argparse.Namespace) -> list[str]:

@@ -166,6 +166,7 @@ VARIANTS: dict[str, Variant] = {
 FINALISTS = (
     CTC,
     "CTC only, LoRA r 64, no masks",
+    "CTC only, LoRA r 64 and projection, no masks",
     "base features of layer 8, λ 10, LoRA r 64, no masks",
     "base features of layer 8, λ 10, LoRA r 64 and projection, no masks",
     "base features of layer 8, λ 10, full fine-tuning, no masks",

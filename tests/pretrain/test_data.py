@@ -74,6 +74,13 @@ def test_clips_with_pauses_hold_the_same_speech(pauses: bool, tmp_path: Path, mo
     )
 
 
+def test_held_out_sentences_are_not_read(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("Nine.\nNine lamps.\nThe lamp is lit!\nLamps\n")
+    (tmp_path / "metadata.csv").write_text("file_name,transcription\na.wav,9\nb.wav,the lamp is lit\n")
+    lines = synthesise.lines_to_read(tmp_path / "text.txt", [tmp_path / "metadata.csv"])
+    assert lines == ["Nine lamps.", "Lamps"]
+
+
 def test_the_mini_corpus_test_voices_can_be_left_out() -> None:
     assert all(synthesise.is_test_voice(voice) for voice in TEST_VOICES.values())
     assert not any(synthesise.is_test_voice(voice) for voice in TRAIN_VOICES.values())
