@@ -345,7 +345,7 @@ def loading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
     def epoch() -> None:
         left = len(examples)
         batches = endless_batches(lengths, longest, seed=0)
-        made = made_ahead(batch_of, batches)
+        made = made_ahead(batch_of, batches, sizes.device)
         while left > 0:
             left -= len(next(made).labels)
         made.close()

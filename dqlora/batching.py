@@ -113,8 +113,16 @@ def rounded_up(frames: int, step: int = 64) -> int:
     return -(-frames // step) * step
 
 
-def made_ahead(make: Callable[[Item], Made], items: Iterator[Item], ahead: int = 2) -> Generator[Made, None, None]:
-    """`make(item)` of each item in order, made in another thread while the ones before are in use."""
+def made_ahead(
+    make: Callable[[Item], Made], items: Iterator[Item], device: torch.device, ahead: int = 2
+) -> Generator[Made, None, None]:
+    """`make(item)` of each item in order; for a GPU made in another thread, while the ones before are in use there.
+
+    On a CPU two threads, each with all the cores to itself, are slower than one.
+    """
+    if device.type != "cuda":
+        yield from map(make, items)
+        return
     with ThreadPoolExecutor(1) as pool:
         waiting = deque(pool.submit(make, item) for item in itertools.islice(items, ahead))
         while waiting:

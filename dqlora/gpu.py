@@ -1,4 +1,4 @@
-"""Training on a GPU: in bfloat16, each shape of batch recorded as a CUDA graph, and two slow spots done otherwise."""
+"""Training on a GPU: in bfloat16, each shape of batch recorded as a CUDA graph, one slow convolution done otherwise."""
 
 from functools import partial
 from threading import Lock
@@ -19,7 +19,6 @@ BLOCK = 16  # frames of a positional convolution computed by one row of a matrix
 def prepare_for_gpu(model: nn.Module) -> None:
     """Bring what is frozen of a student to bfloat16, in place. Its 4-bit codes and what is trained stay as they are."""
     from bitsandbytes.nn import Linear4bit
-    from peft.tuners.lora import LoraLayer
 
     wav2vec2 = base_of(model).wav2vec2
     positional = wav2vec2.encoder.pos_conv_embed.conv
@@ -32,58 +31,7 @@ def prepare_for_gpu(model: nn.Module) -> None:
             if isinstance(module, Linear4bit):
                 weight: Any = module.weight
                 module.compute_dtype = weight.quant_state.dtype = torch.bfloat16
-            if isinstance(module, LoraLayer):
-                module.forward = partial(lora_forward, module)
     positional.forward = partial(blocked_convolution, positional)
-
-
-class LoraProduct(torch.autograd.Function):
-    """base(x) + scaling * B(A(x)) with every sum made by the product that comes last, forward and backward.
-
-    Left to autograd, each LoRA layer copies its output and adds up its input's gradients in passes of their own.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, dropped: Tensor | None, down: Tensor, up: Tensor, base: nn.Module, scaling: float
-    ) -> Tensor:
-        """All [rows, width]; `dropped` is what A reads where that is not `hidden`, down [r, width], up [width, r]."""
-        low = F.linear(hidden if dropped is None else dropped, down) * scaling  # [rows, r]
-        ctx.save_for_backward(hidden, dropped, low, down, up)
-        ctx.base, ctx.scaling = base, scaling
-        return base(hidden).addmm_(low, up.t())
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, dropped, low, down, up = ctx.saved_tensors
-        of_low = (gradient @ up) * ctx.scaling
-        of_hidden, of_dropped = gradient @ frozen_weight(ctx.base).to(gradient.dtype), None
-        if dropped is None:
-            of_hidden.addmm_(of_low, down)
-        else:
-            of_dropped = of_low @ down
-        of_down = of_low.t() @ (hidden if dropped is None else dropped)
-        return of_hidden, of_dropped, of_down, gradient.t() @ low, None, None
-
-
-def frozen_weight(layer: Any) -> Tensor:
-    """A linear layer's weight [out, in], out of its 4-bit codes if it has such."""
-    from bitsandbytes.functional import dequantize_4bit
-
-    state = getattr(layer.weight, "quant_state", None)
-    return layer.weight if state is None else dequantize_4bit(layer.weight, state)
-
-
-def lora_forward(layer: Any, hidden: Tensor) -> Tensor:
-    """What peft's LoRA layer gives for `hidden` [batch, longest, width], by `LoraProduct`."""
-    if layer.disable_adapters:
-        return layer.base_layer(hidden)
-    dropout = layer.lora_dropout["default"]
-    rows = hidden.flatten(0, 1)
-    dropped = dropout(rows) if layer.training and getattr(dropout, "p", 0.0) else None
-    weights = (layer.lora_A["default"].weight.to(hidden.dtype), layer.lora_B["default"].weight.to(hidden.dtype))
-    out: Any = LoraProduct.apply(rows, dropped, *weights, layer.base_layer, layer.scaling["default"])
-    return out.view(*hidden.shape[:-1], -1)
 
 
 def blocked_convolution(convolution: nn.Conv1d, hidden: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from transformers import BitsAndBytesConfig, Wav2Vec2ForCTC
 from dqlora.audio import SAMPLE_RATE, to_float32
 from dqlora.config import Lora
 from dqlora.errors import UserError
+from dqlora.lora import fuse_lora
 from dqlora.randomness import seed_torch
 from dqlora.storage import read_json
 from dqlora.text import Vocabulary
@@ -79,6 +80,7 @@ def add_lora(model: Wav2Vec2ForCTC, settings: Lora, seed: int) -> Any:
     except ValueError as error:
         raise UserError(f"params.yaml: lora.target_modules: {str(error).splitlines()[0]}") from None
     adapted.peft_config["default"].target_modules = sorted(settings.target_modules)  # peft makes it a set, unordered
+    fuse_lora(adapted)
     return adapted
 
 

@@ -152,7 +152,7 @@ def train_student(
         objective.comparison = CudaGraphs(objective.comparison)
     trainable: dict[str, Tensor] = {name: each for name, each in objective.named_parameters() if each.requires_grad}
     optimiser = torch.optim.AdamW(
-        trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=graphs
+        trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
     )
     start = {name: weight.detach().clone() for name, weight in trainable.items()}
     best = {name: weight.clone() for name, weight in start.items()}
@@ -205,7 +205,7 @@ def train_student(
             frames=sum(lengths[position] for position in positions),
         )
 
-    shares = made_ahead(share_of, batches)
+    shares = made_ahead(share_of, batches, device)
     bar = tqdm(
         total=budget.steps, initial=progress.step, desc="train", unit=" step", disable=not accelerator.is_main_process
     )

@@ -89,7 +89,7 @@ def write_cnn_features(model: torch.nn.Module, clips: Packed, folder: Path) -> N
         PackedWriter(folder, "float16", base.config.conv_dim[-1]) as out,
         tqdm(total=len(clips), desc=f"student's CNN {folder.name}", unit=" clips") as bar,
     ):
-        for batch, made in zip(batches, made_ahead(features_of, iter(batches)), strict=True):
+        for batch, made in zip(batches, made_ahead(features_of, iter(batches), base.device), strict=True):
             for position, features in zip(batch, made, strict=True):
                 out.append(features.half().cpu().numpy(), id=clips.items[position]["id"])
             bar.update(len(batch))

@@ -73,9 +73,10 @@ def test_shapes_are_few() -> None:
     assert padded_shape(1, 20_000, 16_000) == (1, 20_032)
 
 
-def test_what_is_made_ahead_comes_in_order_and_its_errors_too() -> None:
-    assert list(made_ahead(lambda item: item * 2, iter(range(7)))) == [0, 2, 4, 6, 8, 10, 12]
-    made = made_ahead(lambda item: 1 // item, iter([1, 1, 0]))
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_made_ahead_comes_in_order_and_its_errors_too(device: str) -> None:
+    assert list(made_ahead(lambda item: item * 2, iter(range(7)), torch.device(device))) == [0, 2, 4, 6, 8, 10, 12]
+    made = made_ahead(lambda item: 1 // item, iter([1, 1, 0]), torch.device(device))
     assert [next(made), next(made)] == [1, 1]
     with pytest.raises(ZeroDivisionError):
         next(made)
