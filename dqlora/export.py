@@ -101,6 +101,7 @@ def save_onnx(audio: FromAudio, student: Path, folder: Path) -> None:
     Weights of matrix products are int8, a scale for each column, and their inputs are quantised as they come
     (onnxruntime's dynamic quantisation); convolutions stay in float32.
     """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     samples = torch.export.Dim("samples", min=frame_geometry(audio.model.config)[0], max=LONGEST * SAMPLE_RATE)
@@ -109,17 +110,18 @@ def save_onnx(audio: FromAudio, student: Path, folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         whole = Path(temporary) / ONNX
-        torch.onnx.export(
+        program = torch.onnx.export(
             audio.eval(),
             (example,),
-            whole,
             input_names=["audio"],
             output_names=["logits"],
             dynamic_shapes=({1: samples},),
             dynamo=True,
-            external_data=False,
             verbose=False,
         )
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # the paths of this machine's source files
+        program.save(whole)
         root = logging.getLogger()
         level = root.level
         root.setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here

@@ -142,6 +142,11 @@ def test_no_pickle_and_no_quantisation_is_left(exported: Path) -> None:
         assert "quantization_config" not in json.loads((exported / kind / "config.json").read_text())
 
 
+def test_no_path_of_this_machine_is_in_the_onnx_file(exported: Path) -> None:
+    content = (exported / "onnx" / "model.onnx").read_bytes()
+    assert not [path for path in (ROOT, Path(torch.__file__).parent) if str(path).encode() in content]
+
+
 def test_full_fine_tuning_exports_as_it_is(student_folder: Path, tmp_path: Path) -> None:
     trained = load_student(student_folder, "none", CPU)
     trained.lm_head.weight.data += 1
