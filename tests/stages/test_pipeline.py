@@ -181,17 +181,27 @@ def test_push_and_pull_restore_every_output(project: Path, made: dict[str, dict[
     run("dvc", "remote", "remove", "here", folder=project)
 
 
-def kill_while_writing(command: list[str], project: Path, watched: Path, pattern: str, at_most: float) -> None:
-    """Start a stage and kill -9 it as soon as a file matching `pattern` stands in `watched`, or `at_most` s later."""
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(project)}
-    silent = subprocess.DEVNULL
-    process = subprocess.Popen(command, cwd=project, env=environment, stdout=silent, stderr=silent)
-    started = time.monotonic()
-    while not next(watched.glob(pattern), None) and time.monotonic() - started < at_most:
-        assert process.poll() is None, "the stage ended before it could be killed"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+KILLED = """
+import os, runpy, signal, sys
+stage, awaited, part, times = sys.argv[1:]
+del sys.argv[1:]
+left = int(times)
+def kill(event, arguments):
+    global left
+    if event == awaited and part in str(arguments[0]):
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(kill)
+runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
+"""
+
+
+def kill_at(event: str, part: str, project: Path, stage: str, times: int = 1) -> None:
+    """Run a stage that kills itself (-9) as it is about to `event` ("open", "os.rename") a path with `part` in it."""
+    command = [sys.executable, "-c", KILLED, stage, event, part, str(times)]
+    ended = run(*command, folder=project, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr[-3000:]
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -199,16 +209,15 @@ def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, 
     """kill -9 while the output is being written; then the same command ends with the same bytes."""
     output = project / OUTPUTS.get(stage, "metrics/report.html")
     shutil.rmtree(output) if output.is_dir() else output.unlink()
-    watched, pattern, at_most = output.parent, f".{output.name}.tmp-*", 60.0
-    if stage == "train":  # later than that: after the first checkpoint
-        watched, pattern = project / "models/fleurs/checkpoints", "*.safetensors"
-    elif stage in ("evaluate", "report"):  # their outputs are written within milliseconds: while they compute
-        at_most = 0.4 if stage == "report" else 3.0
-    kill_while_writing([sys.executable, "-m", f"stages.{stage}"], project, watched, pattern, at_most)
-    if stage == "report" and output.exists():  # it may have been quicker
-        assert output.read_text().rstrip().endswith("</html>")
+    temporary = f".{output.name}.tmp-"
+    if stage == "train":
+        kill_at("os.rename", "checkpoints/", project, stage, times=2)  # the first checkpoint stands
     else:
+        kill_at("open", temporary, project, stage)
         assert not output.exists()
+        kill_at("os.rename", temporary, project, stage)
+        assert list(output.parent.glob(f"{temporary}*"))
+    assert not output.exists()
     again = run("dvc", "repro", "--force", "--single-item", stage, folder=project)
     if stage == "train":
         assert "training goes on from step" in again.stdout
