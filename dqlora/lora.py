@@ -27,11 +27,12 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         hidden, dropped, low, down, up = ctx.saved_tensors
-        of_low = (gradient @ up) * ctx.scaling
-        of_hidden, of_dropped = gradient @ frozen_weight(ctx.base).to(gradient.dtype), None
-        if dropped is None:
-            of_hidden.addmm_(of_low, down)
-        else:
+        of_low, of_hidden, of_dropped = (gradient @ up) * ctx.scaling, None, None
+        if ctx.needs_input_grad[0]:  # not where the frozen CNN's features come in
+            of_hidden = gradient @ frozen_weight(ctx.base).to(gradient.dtype)
+            if dropped is None:
+                of_hidden.addmm_(of_low, down)
+        if ctx.needs_input_grad[1]:
             of_dropped = of_low @ down
         of_down = of_low.t() @ (hidden if dropped is None else dropped)
         return of_hidden, of_dropped, of_down, gradient.t() @ low, None, None

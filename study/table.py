@@ -1,6 +1,6 @@
 """Print the study's tables out of the runs it noted: WER by condition, spread over seeds, gains with their intervals.
 
-python -m study.table [data/study/results.jsonl] [--again OTHER.jsonl]
+python -m study.table [data/study/results.jsonl] [--again OTHER.jsonl] [--words 2]
 
 With --again, the noisy WER of the variants that both runs of the study trained with several seeds, and whether the two
 runs' seeds overlap.
@@ -69,8 +69,11 @@ def row(name: str, runs: list[Run], base: list[Run], others: list[Run], corpus: 
     return [*cells, *on_base, gain(others, runs, corpus, NOISY) if others and others is not runs else ""]
 
 
-def read_runs(results: Path) -> Groups:
-    """The runs by steps and variant; the base has 0 steps. Adapters are there a second time, switched."""
+def read_runs(results: Path, words: int = 1) -> Groups:
+    """The runs by steps and variant; the base has 0 steps. Adapters are there a second time, switched.
+
+    Utterances of fewer than `words` words are left out.
+    """
     if not results.exists():
         raise UserError(f"{results}: no such file; make study writes it")
     runs = [json.loads(line) for line in results.read_text(encoding="utf-8").splitlines()]
@@ -80,6 +83,9 @@ def read_runs(results: Path) -> Groups:
         runs += [run | {"variant": switched(run["variant"]), "errors": after_switch(base, run)} for run in adapted]
     groups: Groups = defaultdict(lambda: defaultdict(list))
     for run in runs:
+        for conditions in run["errors"].values():
+            for condition, errors in conditions.items():
+                conditions[condition] = [edits_words for edits_words in errors if edits_words[1] >= words]
         groups[run["steps"]][run["variant"]].append(run)
     return groups
 
@@ -118,10 +124,11 @@ def main(
     results: Annotated[Path, typer.Argument(help="What study.run wrote.")] = RESULTS,
     over: Annotated[str, typer.Option(help="The variant that the last column compares with.")] = CTC,
     again: Annotated[Path | None, typer.Option(help="Another run of the study, to compare the seeds' ranges.")] = None,
+    words: Annotated[int, typer.Option(min=1, help="Leave out utterances of fewer words.")] = 1,
 ) -> None:
-    groups = read_runs(results)
+    groups = read_runs(results, words)
     if again:
-        compare(groups, read_runs(again))
+        compare(groups, read_runs(again, words))
         return
     base = groups.pop(0)[BASE]
     names = {name for variants in groups.values() for name in variants}

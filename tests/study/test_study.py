@@ -20,7 +20,7 @@ from dqlora.student import add_lora, load_student
 from stages import fetch_noise, fetch_speech, mix
 from study import sources
 from study.run import BASE, changed
-from study.table import after_switch, compare, edits_and_words, gain, summed, wer
+from study.table import after_switch, compare, edits_and_words, gain, read_runs, summed, wer
 from study.variants import CTC, FINALISTS, INTERPOLATIONS, VARIANTS, at_interpolation, has_adapter, switched
 from tests.conftest import ROOT, write_audiofolder, write_noise
 
@@ -188,6 +188,15 @@ def test_the_tables_figures() -> None:
     np.testing.assert_array_equal(summed(ctc, "one", noisy).word_edits, [30, 36])
     assert gain([base], ctc, "one", noisy).startswith("35.3 [")  # 11 edits for 17
     assert gain(ctc, better, "one", noisy).startswith("36.4 [")  # 7 for 11, over seed 1 alone
+
+
+def test_short_utterances_may_be_left_out_of_the_table(tmp_path: Path) -> None:
+    run = noted(BASE, 0, 8) | {"steps": 0}
+    run["errors"]["one"] = {"clean": [[0, 1], [8, 10]]}
+    (tmp_path / "results.jsonl").write_text(json.dumps(run) + "\n")
+    kept = [read_runs(tmp_path / "results.jsonl", words)[0][BASE][0]["errors"] for words in (1, 2)]
+    assert [len(errors["one"]["clean"]) for errors in kept] == [2, 1]
+    assert [len(errors["two"]["clean"]) for errors in kept] == [2, 2]
 
 
 def test_two_runs_of_the_study_are_compared_by_their_seeds_ranges(capsys: pytest.CaptureFixture[str]) -> None:
