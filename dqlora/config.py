@@ -167,6 +167,7 @@ class Paths:
         self.noisy = data / "noisy"
         self.downloads = data / "downloads"
         self.teacher_features = data / "teacher"
+        self.teacher_transcripts = data / "teacher_transcripts"
         self.student = models / "pretrained" / "student"
         self.teacher = models / "pretrained" / "teacher"
         self.pretrained_head = models / "pretrained" / "teacher_head"  # where the preset starts from one

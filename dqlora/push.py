@@ -13,7 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 from dqlora.config import Params, Paths, Preset
 from dqlora.errors import UserError
 from dqlora.results import Estimate, Scores
-from dqlora.storage import read_json
+from dqlora.storage import read_json, read_jsonl
 from dqlora.student import entropy_limit
 
 NOT_PUSHED = ("README.md", "run.json", "set_aside.csv")  # peft's empty card, and what means something here alone
@@ -21,11 +21,8 @@ NOT_PUSHED = ("README.md", "run.json", "set_aside.csv")  # peft's empty card, an
 
 def model_card(repository: str, params: Params, preset: Preset, paths: Paths) -> str:
     """The card of the preset's newest run, out of its metrics: data, base, WER with intervals, limits, licences."""
-    origin = read_json(paths.student / "origin.json")
-    predictions = paths.metrics / "test" / "predictions.jsonl"
-    if not predictions.exists():
-        raise UserError(f"{predictions}: no such file; run `dvc repro`")
-    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    origin = read_json(paths.student / "origin.json", "fetch_models")
+    rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", "evaluate")
     scores = Scores(rows, preset.speech.language, params.evaluate.bootstrap_draws, params.seed)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dqlora", "."), trim_blocks=True, undefined=jinja2.StrictUndefined
@@ -41,8 +38,8 @@ def model_card(repository: str, params: Params, preset: Preset, paths: Paths) ->
         base_repository=_hub_name(origin["source"]),
         lora=params.student.adapt == "lora",
         limit=entropy_limit(paths.adapter),
-        train=read_json(paths.metrics / "train.json"),
-        evaluate=read_json(paths.metrics / "evaluate.json"),
+        train=read_json(paths.metrics / "train.json", "train"),
+        evaluate=read_json(paths.metrics / "evaluate.json", "evaluate"),
         utterances=len({row["id"] for row in rows}),
         clean=scores.overall(noisy=False),
         noisy=scores.overall(noisy=True),
@@ -77,7 +74,7 @@ def prepare(repository: str, params: Params, preset: Preset, paths: Paths, folde
     for file in paths.adapter.iterdir():
         if file.name not in NOT_PUSHED:
             shutil.copyfile(file, folder / file.name)
-    origin = read_json(paths.student / "origin.json")
+    origin = read_json(paths.student / "origin.json", "fetch_models")
     name = _hub_name(origin["source"])
     if name is None:
         shutil.copytree(paths.student, folder / "base")

@@ -44,12 +44,28 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Raises UserError if the file is missing or damaged."""
+def read_json(path: Path, stage: str = "") -> Any:
+    """Raises UserError, which names the stage that writes the file, if it is missing or damaged."""
+    return _parsed(path, _text(path, stage), stage)
+
+
+def read_jsonl(path: Path, stage: str = "") -> list[dict[str, Any]]:
+    """One value a line; raises as `read_json` does."""
+    return [_parsed(path, line, stage) for line in _text(path, stage).split("\n") if line]
+
+
+def _text(path: Path, stage: str) -> str:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON ({error}); run `dvc repro`") from None
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; run `{f'dvc repro {stage}'.rstrip()}`") from None
+
+
+def _parsed(path: Path, text: str, stage: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); run `{f'dvc repro -f {stage}'.rstrip()}`") from None
 
 
 def _temporary(output: Path) -> Path:

@@ -15,33 +15,16 @@ from tqdm import tqdm
 
 from dqlora.audio import SAMPLE_RATE, to_float32
 from dqlora.config import Paths, load_params, load_preset
-from dqlora.errors import run_stage
+from dqlora.errors import UserError, run_stage
+from dqlora.results import CLEAN
 from dqlora.scoring import Errors, count_errors, relative_gain, summed
-from dqlora.storage import Packed, whole_folder, write_json
+from dqlora.storage import read_jsonl, whole_folder, write_json
 from dqlora.student import FromFeatures, load_reader, load_student, transcribe
-from dqlora.teacher import Teacher
+from dqlora.test_set import test_clips
 from dqlora.text import Vocabulary
 from dqlora.training import peak_memory_mb
 
 SYSTEMS = ("base", "distilled", "teacher")
-CLEAN = "clean"
-TEACHER_CLIPS_AT_ONCE = {"cuda": 64, "cpu": 8}
-
-
-def test_clips(paths: Paths) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Every test utterance clean and at every SNR: rows (id, condition, reference, ...) and int16 [samples] each."""
-    clean, noisy = Packed(paths.clean / "test"), Packed(paths.noisy / "test")
-    rows, clips = [], []
-    for item in clean.items:
-        rows.append({"id": item["id"], "condition": CLEAN, "reference": item["transcript"]})
-        clips.append(clean[item["id"]])
-    for item in noisy.items:
-        condition = f"{item['snr_db']:g} dB"
-        heard = {key: item[key] for key in ("snr_db", "noise", "category")}
-        reference = clean.item(item["utterance"])["transcript"]
-        rows.append({"id": item["utterance"], "condition": condition, "reference": reference, **heard})
-        clips.append(noisy[item["id"]])
-    return rows, clips
 
 
 def transcribe_all(read: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str) -> tuple[list[str], float]:
@@ -55,15 +38,13 @@ def transcribe_all(read: Callable[[np.ndarray], str], clips: list[np.ndarray], n
     return texts, (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
 
 
-def teacher_transcribes(folder: Path, clips: list[np.ndarray], language: str, device: torch.device) -> list[str]:
-    teacher = Teacher(folder, device)
-    at_once = TEACHER_CLIPS_AT_ONCE[device.type]
-    texts: list[str] = []
-    with tqdm(total=len(clips), desc="teacher transcribes", unit=" clips") as progress:
-        for start in range(0, len(clips), at_once):
-            texts += teacher.transcribe([to_float32(clip) for clip in clips[start : start + at_once]], language)
-            progress.update(len(clips[start : start + at_once]))
-    return texts
+def teacher_transcripts(path: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """What `transcribe_teacher` wrote of the clips that `rows` name."""
+    texts = {(line["id"], line["condition"]): line["teacher"] for line in read_jsonl(path, "transcribe_teacher")}
+    try:
+        return [texts[row["id"], row["condition"]] for row in rows]
+    except KeyError as error:
+        raise UserError(f"{path}: lacks {' at '.join(error.args[0])}; run `dvc repro transcribe_teacher`") from None
 
 
 def score(rows: list[dict[str, Any]], system: str, language: str) -> dict[str, Errors]:
@@ -116,6 +97,7 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rows, clips = test_clips(paths)
+    teacher_texts = teacher_transcripts(paths.teacher_transcripts / "test.jsonl", rows)
 
     distilled = load_reader(paths.student, paths.adapter, params.student.quantize, device)
     distilled_texts, rtf = transcribe_all(partial(transcribe, distilled, vocabulary), clips, "distilled student")
@@ -124,7 +106,6 @@ def main() -> None:
     del distilled
     base = FromFeatures(load_student(paths.student, params.student.quantize, device))
     base_texts, _ = transcribe_all(partial(transcribe, base, vocabulary), clips, "base student")
-    teacher_texts = teacher_transcribes(paths.teacher, clips, language, device)
     for row, before, after, heard in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):
         row |= {"base": before, "distilled": after, "teacher": heard}
 

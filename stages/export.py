@@ -1,6 +1,5 @@
 """Export the distilled student and measure it again: models/<preset>/exported/{merged,onnx}, metrics/export.json."""
 
-import json
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -9,12 +8,13 @@ import numpy as np
 import torch
 
 from dqlora.config import Paths, load_params, load_preset
-from dqlora.errors import UserError, run_stage
+from dqlora.errors import run_stage
 from dqlora.export import OnnxStudent, size_mb, write_exports
-from dqlora.storage import whole_folder, write_json
+from dqlora.storage import read_jsonl, whole_folder, write_json
 from dqlora.student import FromFeatures, entropy_limit, load_student, transcribe
+from dqlora.test_set import test_clips
 from dqlora.text import Vocabulary
-from stages.evaluate import metrics_of, score, test_clips, transcribe_all
+from stages.evaluate import metrics_of, score, transcribe_all
 
 ALLOWED = 0.005  # of WER that an export may differ from the student it was made of
 
@@ -24,10 +24,7 @@ def main() -> None:
     language = load_preset(params.preset).speech.language
     paths = Paths(params.preset)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
-    predictions = paths.metrics / "test" / "predictions.jsonl"
-    if not predictions.exists():
-        raise UserError(f"{predictions}: no such file; run `dvc repro evaluate`")
-    rows = [json.loads(line) for line in predictions.read_text(encoding="utf-8").splitlines()]
+    rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", "evaluate")
     _, clips = test_clips(paths)
 
     with whole_folder(paths.exported) as folder:

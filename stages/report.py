@@ -1,7 +1,6 @@
 """Write the report, one page to look at and listen to: metrics/report.html."""
 
 import csv
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,26 +12,12 @@ from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import UserError, run_stage
 from dqlora.report import Inputs, render
 from dqlora.results import Row
-from dqlora.storage import Packed, write_whole
-
-
-def read_text(path: Path, stage: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `dvc repro {stage}`") from None
-
-
-def parse(path: Path, stage: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run `dvc repro -f {stage}`") from None
+from dqlora.storage import Packed, read_json, read_jsonl, write_whole
 
 
 def read_metrics(path: Path, stage: str) -> dict[str, Any]:
     """A metrics file; empty where it is missing, which the page then says."""
-    return parse(path, stage, path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path, stage) if path.exists() else {}
 
 
 def read_curve(path: Path) -> Curve:
@@ -79,20 +64,16 @@ class Sounds:
 def main() -> None:
     params = load_params()
     paths = Paths(params.preset)
-    evaluate = paths.metrics / "evaluate.json"
-    predictions = paths.metrics / "test" / "predictions.jsonl"
     curves = paths.metrics / "curves" / "plots" / "metrics"
     inputs = Inputs(
         params=params,
         language=load_preset(params.preset).speech.language,
-        evaluate=parse(evaluate, "evaluate", read_text(evaluate, "evaluate")),
+        evaluate=read_json(paths.metrics / "evaluate.json", "evaluate"),
         train=read_metrics(paths.metrics / "train.json", "train"),
         teacher=read_metrics(paths.metrics / "teacher.json", "train_teacher_head"),
         loss=read_curve(curves / "train_loss.tsv"),
         validation_wer=read_curve(curves / "validation_wer.tsv"),
-        predictions=[
-            parse(predictions, "evaluate", line) for line in read_text(predictions, "evaluate").split("\n") if line
-        ],
+        predictions=read_jsonl(paths.metrics / "test" / "predictions.jsonl", "evaluate"),
         set_aside=read_set_aside(paths),
     )
     page = render(inputs, Sounds(paths))

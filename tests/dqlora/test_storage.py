@@ -1,13 +1,16 @@
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from dqlora.errors import UserError
-from dqlora.storage import Packed, PackedWriter, whole_folder, write_whole
+from dqlora.storage import Packed, PackedWriter, read_json, read_jsonl, whole_folder, write_whole
 
 
 @pytest.mark.parametrize("width", [None, 3])
@@ -70,3 +73,24 @@ def test_a_text_file_is_never_half_written(tmp_path: Path) -> None:
         write_whole(tmp_path / "a.json", "\ud800")
     assert (tmp_path / "a.json").read_text() == "1"
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
+
+
+def test_lines_of_json_hold_any_text(tmp_path: Path) -> None:
+    texts = ["plain", "two\nlines", "a separator\u2028in it", ""]
+    path = tmp_path / "lines.jsonl"
+    path.write_text("".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts), encoding="utf-8")
+    assert [line["text"] for line in read_jsonl(path)] == texts
+
+
+@pytest.mark.parametrize("read", [read_json, read_jsonl])
+def test_missing_and_damaged_json_is_named_with_the_stage_that_makes_it(
+    tmp_path: Path, read: Callable[..., Any]
+) -> None:
+    path = tmp_path / "some.json"
+    with pytest.raises(UserError, match=r"some\.json: no such file; run `dvc repro mix`"):
+        read(path, "mix")
+    path.write_text('{"wer": ')
+    with pytest.raises(UserError, match=r"some\.json: not valid JSON .*; run `dvc repro -f mix`"):
+        read(path, "mix")
+    with pytest.raises(UserError, match=r"run `dvc repro -f`$"):
+        read(path)
