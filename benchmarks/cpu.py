@@ -85,7 +85,7 @@ def load(system: str, run: Path) -> Read:
     from dqlora.student import FromFeatures, load_reader, load_student, transcribe
 
     torch.set_num_threads(1)
-    cpu, student = torch.device("cpu"), Path(read_json(adapter / "run.json")["student"])
+    cpu, student = torch.device("cpu"), Path(read_json(adapter / "run.json", "train")["student"])
     forms = {
         "base, float32": lambda: FromFeatures(load_student(student, "none", cpu)),
         "distilled, nf4 and adapter": lambda: load_reader(student, adapter, "nf4", cpu),

@@ -80,7 +80,7 @@ def prepare(repository: str, params: Params, preset: Preset, paths: Paths, folde
         shutil.copytree(paths.student, folder / "base")
     config = folder / "adapter_config.json"
     if config.exists():
-        settings: dict[str, Any] = read_json(config)
+        settings: dict[str, Any] = read_json(config, "train")
         settings |= {"base_model_name_or_path": name or repository, "revision": origin["commit"]}
         config.write_text(json.dumps(settings, indent=2) + "\n")
 

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,28 +44,23 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path, stage: str = "") -> Any:
+def read_json(path: Path, stage: str) -> Any:
     """Raises UserError, which names the stage that writes the file, if it is missing or damaged."""
-    return _parsed(path, _text(path, stage), stage)
+    return _read(path, stage, json.loads)
 
 
-def read_jsonl(path: Path, stage: str = "") -> list[dict[str, Any]]:
+def read_jsonl(path: Path, stage: str) -> list[dict[str, Any]]:
     """One value a line; raises as `read_json` does."""
-    return [_parsed(path, line, stage) for line in _text(path, stage).split("\n") if line]
+    return _read(path, stage, lambda text: [json.loads(line) for line in text.split("\n") if line])
 
 
-def _text(path: Path, stage: str) -> str:
+def _read(path: Path, stage: str, parse: Callable[[str], Any]) -> Any:
     try:
-        return path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run `{f'dvc repro {stage}'.rstrip()}`") from None
-
-
-def _parsed(path: Path, text: str, stage: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); run `{f'dvc repro -f {stage}'.rstrip()}`") from None
+        raise UserError(f"{path}: no such file; run `dvc repro {stage}`") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error}); run `dvc repro {stage}`") from None
 
 
 def _temporary(output: Path) -> Path:

@@ -101,7 +101,7 @@ def load_reader(student: Path, adapter: Path, quantize: str, device: torch.devic
 
 def entropy_limit(adapter: Path) -> float | None:
     """Up to which mean entropy, in nats per frame, a run's base reads a clip itself; None where it never does."""
-    return read_json(adapter / "run.json").get("entropy_limit")
+    return read_json(adapter / "run.json", "train").get("entropy_limit")
 
 
 def base_of(model: Any) -> Wav2Vec2ForCTC:

@@ -88,7 +88,7 @@ def newest_run(models: Path = Path("models")) -> Path:
 
 def base_of_run(adapter: Path) -> tuple[Path, str]:
     """The folder of the student that a run adapted, and how that was quantised."""
-    run = read_json(adapter / "run.json")
+    run = read_json(adapter / "run.json", "train")
     student = Path(run["student"])
     if not student.is_dir():
         raise UserError(f"{adapter}: its base, {student}, is not here; run from the project's root, after `dvc repro`")

@@ -20,7 +20,7 @@ from dqlora.results import CLEAN
 from dqlora.scoring import Errors, count_errors, relative_gain, summed
 from dqlora.storage import read_jsonl, whole_folder, write_json
 from dqlora.student import FromFeatures, load_reader, load_student, transcribe
-from dqlora.test_set import test_clips
+from dqlora.testset import test_clips
 from dqlora.text import Vocabulary
 from dqlora.training import peak_memory_mb
 

@@ -12,7 +12,7 @@ from dqlora.errors import run_stage
 from dqlora.export import OnnxStudent, size_mb, write_exports
 from dqlora.storage import read_jsonl, whole_folder, write_json
 from dqlora.student import FromFeatures, entropy_limit, load_student, transcribe
-from dqlora.test_set import test_clips
+from dqlora.testset import test_clips
 from dqlora.text import Vocabulary
 from stages.evaluate import metrics_of, score, transcribe_all
 

@@ -10,7 +10,7 @@ from dqlora.config import Paths, load_params, load_preset
 from dqlora.errors import run_stage
 from dqlora.storage import whole_folder
 from dqlora.teacher import Teacher
-from dqlora.test_set import test_clips
+from dqlora.testset import test_clips
 
 CLIPS_AT_ONCE = {"cuda": 64, "cpu": 8}
 

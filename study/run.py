@@ -32,7 +32,7 @@ from dqlora.randomness import seed_torch
 from dqlora.scoring import count_errors
 from dqlora.storage import Packed, PackedWriter, whole_folder
 from dqlora.student import FromFeatures, base_of, cnn_features, load_student
-from dqlora.test_set import test_clips
+from dqlora.testset import test_clips
 from dqlora.text import Vocabulary
 from dqlora.training import interpolated, read_batched, train_student
 from stages.train import (

@@ -3,7 +3,7 @@
 python -m study.table [data/study/results.jsonl] [--again OTHER.jsonl] [--words 2]
 
 With --again, the noisy WER of the variants that both runs of the study trained with several seeds, and whether the two
-runs' seeds overlap.
+runs' seeds overlap. With --words, utterances of fewer words are left out.
 """
 
 import json

@@ -168,7 +168,7 @@ def test_missing_evaluation_ends_with_one_line(run: Paths, missing: str, capsys:
 
 def test_truncated_metrics_are_named(run: Paths) -> None:
     (run.metrics / "evaluate.json").write_text('{"base": ')
-    with pytest.raises(UserError, match=r"metrics/evaluate\.json: not valid JSON .*dvc repro -f evaluate"):
+    with pytest.raises(UserError, match=r"metrics/evaluate\.json: cannot be read as JSON .*dvc repro evaluate"):
         report.main()
 
 
