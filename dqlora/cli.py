@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 from tqdm import tqdm
 
-from dqlora.audio import BadAudio
+from dqlora.data.audio import BadAudio
 from dqlora.errors import UserError, quieten_libraries
 
 if TYPE_CHECKING:
-    from dqlora.transcription import Recogniser, Word
+    from dqlora.transcription.recogniser import Recogniser
+    from dqlora.transcription.words import Word
 
 # oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
@@ -48,16 +49,15 @@ def transcribe(
     ] = None,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
-    import torch
-
-    from dqlora.storage import write_whole
-    from dqlora.transcription import load_recogniser
+    from dqlora.data.storage import atomic_write
+    from dqlora.device import default_device
+    from dqlora.transcription.recogniser import load_recogniser
 
     quieten_libraries()
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
         _fail(f"--format {form}: several files need --output FOLDER")
     try:
-        recogniser = load_recogniser(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        recogniser = load_recogniser(model, default_device())
     except UserError as error:
         _fail(str(error))
     failed = 0
@@ -67,7 +67,7 @@ def transcribe(
             if output is None:
                 print(written, end="", flush=True)
             else:
-                write_whole(output / f"{_stem(name)}.{form}", written)
+                atomic_write(output / f"{_stem(name)}.{form}", written)
         except (BadAudio, UserError) as error:
             failed += 1
             print(f"error: {name}: {error}", file=sys.stderr)
@@ -91,15 +91,14 @@ def demo(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 is any that is free.")] = 8000,
 ) -> None:
-    """Open a page to record or choose speech, add noise, and compare what base, distilled and teacher read."""
-    import torch
-
-    from dqlora.demo import listen, load, serve
+    """Open a page to record or choose speech, add noise, and compare the transcripts of base, distilled and teacher."""
+    from dqlora.demo.server import listen, load, serve
+    from dqlora.device import default_device
 
     quieten_libraries()
     try:
         listener = listen(port)
-        page = load(model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        page = load(model, default_device())
         page.warm_up()
         serve(page, listener)
     except UserError as error:
@@ -117,9 +116,9 @@ def export(
 
     The pipeline does so for its own run and measures both: models/<preset>/exported, metrics/export.json.
     """
-    from dqlora.export import size_mb, write_exports
-    from dqlora.storage import whole_folder
-    from dqlora.transcription import base_of_run, newest_run
+    from dqlora.data.storage import atomic_directory
+    from dqlora.models.export import size_mb, write_exports
+    from dqlora.transcription.recogniser import base_of_run, newest_run
 
     quieten_libraries()
     try:
@@ -127,7 +126,7 @@ def export(
         if not (adapter / "run.json").exists():
             raise UserError(f"{adapter}: no run's adapter folder (no run.json)")
         student, quantize = base_of_run(adapter)
-        with whole_folder(output) as folder:
+        with atomic_directory(output) as folder:
             write_exports(student, adapter, quantize, folder)
         for path in (output / "merged", output / "onnx"):
             print(f"{path}: {size_mb(path):.1f} MB")
@@ -144,8 +143,8 @@ def push(
     card: Annotated[bool, typer.Option("--card", help="Only print the model card that would be pushed.")] = False,
 ) -> None:
     """Put the adapter of params.yaml's preset on the hub, with a model card written from its metrics."""
-    from dqlora import push as hub
     from dqlora.config import Paths, load_params, load_preset
+    from dqlora.report import model_card as hub
 
     quieten_libraries()
     try:
@@ -169,7 +168,7 @@ def _stem(name: str) -> str:
 
 
 def _transcribe(recogniser: "Recogniser", name: str) -> "list[Word]":
-    from dqlora.transcription import transcribe_file
+    from dqlora.transcription.recogniser import transcribe_file
 
     with _opened(name) as file, tqdm(desc=Path(name).name, unit="s", disable=None, leave=False) as bar:
 
@@ -193,7 +192,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 
 def _format(name: str, words: "list[Word]", form: Format, several: bool) -> str:
-    from dqlora.transcription import as_json, subtitles, text_of
+    from dqlora.transcription.words import as_json, subtitles, text_of
 
     if form == Format.TXT:
         return f"{name}: {text_of(words)}\n" if several else f"{text_of(words)}\n"

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dqlora.errors import UserError
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Decibels = Annotated[float, Field(ge=-30, le=60)]
 
@@ -32,11 +32,11 @@ class Mix(Block):
 class TeacherHead(Block):
     hidden: Annotated[int, Field(ge=16, multiple_of=4)]
     layers: Annotated[int, Field(ge=0, le=12)]
-    dropout: Share
+    dropout: Ratio
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    warmup_share: Share
-    mask_share: Share
-    clock: Annotated[float, Field(ge=0, le=100)]
+    warmup_ratio: Ratio
+    mask_ratio: Ratio
+    frame_sync_weight: Annotated[float, Field(ge=0, le=100)]
 
 
 class Student(Block):
@@ -53,36 +53,30 @@ class Student(Block):
 class Lora(Block):
     r: Annotated[int, Field(ge=1, le=256)]
     alpha: Annotated[float, Field(gt=0)]
-    dropout: Share
+    dropout: Ratio
     target_modules: list[str] = Field(min_length=1)
 
 
 class Distill(Block):
-    target: Literal[
-        "whisper_letters",
-        "base_letters",
-        "both_letters",
-        "whisper_alignment",
-        "base_alignment",
-        "whisper_features",
-        "base_features",
-        "notebook",
-    ]
+    target: str  # a name in training/targets.py
     temperature: Annotated[float, Field(gt=0, le=20)]
-    frames: Literal["all", "letters", "around_letters"]
+    frames: Literal["all", "nonblank", "around_nonblank"]
     layer: Annotated[int, Field(ge=1, le=48)]
 
 
 class Train(Block):
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    warmup_share: Share
+    warmup_ratio: Ratio
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
-    dropout: Share
-    mask_time_prob: Share
-    interpolation: Annotated[float, Field(gt=0, le=1)]
-    base_reads: Share
+    dropout: Ratio
+    mask_time_prob: Ratio
+    wise_ft_alpha: Annotated[float, Field(gt=0, le=1)]
     patience: Positive
+
+
+class Gate(Block):
+    quantile: Ratio
 
 
 class Evaluate(Block):
@@ -121,8 +115,12 @@ class Licences(Block):
     noise: str
 
 
+class PretrainedHead(Block):
+    path: str
+    steps: Annotated[int, Field(ge=0, strict=True)]
+
+
 class Budget(Block):
-    head_steps: Annotated[int, Field(ge=0, strict=True)]
     steps: Positive
     batch_seconds: Annotated[float, Field(ge=1)]
     validate_every: Positive
@@ -135,7 +133,7 @@ class Preset(Block):
     noise: Noise
     student: str
     teacher: str
-    teacher_head: str
+    teacher_head: PretrainedHead
     licences: Licences
     budget: Budget
 
@@ -153,6 +151,7 @@ class Params(Block):
     lora: Lora
     distill: Distill
     train: Train
+    gate: Gate
     evaluate: Evaluate
 
 
@@ -167,6 +166,8 @@ class Paths:
         self.noisy = data / "noisy"
         self.downloads = data / "downloads"
         self.teacher_features = data / "teacher"
+        self.cnn_features = data / "cnn_features"  # of the student
+        self.targets = data / "targets"
         self.teacher_transcripts = data / "teacher_transcripts"
         self.student = models / "pretrained" / "student"
         self.teacher = models / "pretrained" / "teacher"
@@ -174,12 +175,11 @@ class Paths:
         self.teacher_head = models / "teacher_head"
         self.adapter = models / "adapter"
         self.exported = models / "exported"
+        self.gate = models / "gate.json"
         self.checkpoints = models / "checkpoints"
-        self.cnn_features = self.checkpoints / "cnn_features"  # of the student, which are kept from run to run
-        self.targets = self.checkpoints / "targets"
         self.metrics = root / "metrics"
 
-    def heard_by_teacher(self, teacher_input: str) -> Path:
+    def teacher_input_audio(self, teacher_input: str) -> Path:
         return {"clean": self.clean, "noisy": self.noisy}[teacher_input]
 
 

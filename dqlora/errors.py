@@ -14,6 +14,11 @@ class UserError(Exception):
     """What went wrong, in one line that names the file or parameter and the way out."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of an error's message; the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
     quieten_libraries()
@@ -42,8 +47,8 @@ def quieten_libraries() -> None:
         transformers_logging.disable_progress_bar()
 
 
-class SetAside:
-    """Items that a stage leaves out, each with its reason: counted, named, written beside the stage's output."""
+class Rejected:
+    """Items that a stage rejects, each with its reason: counted, named, written beside the stage's output."""
 
     def __init__(self) -> None:
         self.items: list[tuple[str, str, str]] = []
@@ -55,15 +60,15 @@ class SetAside:
         return dict(Counter(reason.split(":")[0].split(" (")[0] for _, _, reason in self.items))
 
     def write(self, folder: Path, named: int = 20) -> None:
-        """Write set_aside.csv (split, id, reason) and print the first `named` items."""
-        with (folder / "set_aside.csv").open("w", encoding="utf-8", newline="") as file:
+        """Write rejected.csv (split, id, reason) and print the first `named` items."""
+        with (folder / "rejected.csv").open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(("split", "id", "reason"))
             rows.writerows(self.items)
         if not self.items:
             return
-        print(f"set aside: {len(self.items)}")
+        print(f"rejected: {len(self.items)}")
         for split, item, reason in self.items[:named]:
             print(f"  {split}/{item}: {reason}")
         if len(self.items) > named:
-            print(f"  and {len(self.items) - named} more, all in set_aside.csv")
+            print(f"  and {len(self.items) - named} more, all in rejected.csv")

@@ -1,26 +1,26 @@
-"""Encode what the teacher hears: data/<preset>/teacher/{train,validation}, Whisper encoder features, once a clip."""
+"""Encode the teacher's input audio: data/<preset>/teacher/{train,validation}, Whisper encoder features, once a clip."""
 
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from dqlora.config import Paths, load_params
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
+from dqlora.device import default_device
 from dqlora.errors import run_stage
-from dqlora.storage import Packed, PackedWriter, whole_folder
-from dqlora.teacher import Teacher
+from dqlora.models.whisper import Teacher
 
-CLIPS_AT_ONCE = {"cuda": 512, "cpu": 32}  # the more, the more of them have the same length
+BATCH_SIZE = {"cuda": 512, "cpu": 32}  # the more, the more of them have the same length
 
 
-def encode_split(teacher: Teacher, heard: Packed, folder: Path, at_once: int) -> None:
+def encode_split(teacher: Teacher, audio: RaggedArray, folder: Path, batch_size: int) -> None:
     with (
-        PackedWriter(folder, "float16", teacher.width) as out,
-        tqdm(total=len(heard), desc=f"encode {folder.name}", unit=" clips") as progress,
+        RaggedArrayWriter(folder, "float16", teacher.width) as out,
+        tqdm(total=len(audio), desc=f"encode {folder.name}", unit=" clips") as progress,
     ):
-        for start in range(0, len(heard), at_once):
-            items = heard.items[start : start + at_once]
-            encoded = teacher.encode([heard[item["id"]] for item in items])
+        for start in range(0, len(audio), batch_size):
+            items = audio.items[start : start + batch_size]
+            encoded = teacher.encode([audio[item["id"]] for item in items])
             for item, features in zip(items, encoded, strict=True):
                 out.append(features, id=item["id"], utterance=item.get("utterance", item["id"]))
             progress.update(len(items))
@@ -29,12 +29,12 @@ def encode_split(teacher: Teacher, heard: Packed, folder: Path, at_once: int) ->
 def main() -> None:
     params = load_params()
     paths = Paths(params.preset)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     teacher = Teacher(paths.teacher, device)
-    heard = paths.heard_by_teacher(params.teacher_input)
-    with whole_folder(paths.teacher_features) as folder:
+    audio = paths.teacher_input_audio(params.teacher_input)
+    with atomic_directory(paths.teacher_features) as folder:
         for split in ("train", "validation"):
-            encode_split(teacher, Packed(heard / split), folder / split, CLIPS_AT_ONCE[device.type])
+            encode_split(teacher, RaggedArray(audio / split), folder / split, BATCH_SIZE[device.type])
 
 
 if __name__ == "__main__":

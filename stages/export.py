@@ -8,13 +8,15 @@ import numpy as np
 import torch
 
 from dqlora.config import Paths, load_params, load_preset
+from dqlora.data.storage import atomic_directory, read_jsonl, rerun, write_json
+from dqlora.data.text import Vocabulary
 from dqlora.errors import run_stage
-from dqlora.export import OnnxStudent, size_mb, write_exports
-from dqlora.storage import read_jsonl, whole_folder, write_json
-from dqlora.student import FromFeatures, entropy_limit, load_student, transcribe
-from dqlora.testset import test_clips
-from dqlora.text import Vocabulary
-from stages.evaluate import metrics_of, score, transcribe_all
+from dqlora.evaluation.metrics import metrics_of, score
+from dqlora.evaluation.profiling import transcribe_timed
+from dqlora.evaluation.test_set import test_clips
+from dqlora.models.export import OnnxStudent, size_mb, write_exports
+from dqlora.models.gate import entropy_threshold
+from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
 
 ALLOWED = 0.005  # of WER that an export may differ from the student it was made of
 
@@ -24,22 +26,22 @@ def main() -> None:
     language = load_preset(params.preset).speech.language
     paths = Paths(params.preset)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
-    rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", "evaluate")
+    rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate"))
     _, clips = test_clips(paths)
 
-    with whole_folder(paths.exported) as folder:
+    with atomic_directory(paths.exported) as folder:
         write_exports(paths.student, paths.adapter, params.student.quantize, folder)
-    always_adapted = {"merged"} if entropy_limit(paths.adapter) is not None else set()
-    merged = FromFeatures(load_student(paths.exported / "merged", "none", torch.device("cpu")))
+    always_adapted = {"merged"} if entropy_threshold(paths.adapter) is not None else set()
+    merged = EncoderCTC(load_student(paths.exported / "merged", "none", torch.device("cpu")))
     onnx = OnnxStudent(paths.exported / "onnx")
-    readers: dict[str, Callable[[np.ndarray], str]] = {
+    students: dict[str, Callable[[np.ndarray], str]] = {
         "merged": partial(transcribe, merged, vocabulary),
-        "onnx": lambda samples: vocabulary.decode(onnx.symbols(samples).tolist()),
+        "onnx": lambda samples: vocabulary.decode(onnx.token_ids(samples).tolist()),
     }
     adapter = metrics_of(score(rows, "distilled", language))
     metrics = {}
-    for name, read in readers.items():
-        texts, rtf = transcribe_all(read, clips, name)
+    for name, run in students.items():
+        texts, rtf = transcribe_timed(run, clips, name)
         for row, text in zip(rows, texts, strict=True):
             row[name] = text
         found = metrics_of(score(rows, name, language))
@@ -55,7 +57,7 @@ def main() -> None:
         }
         print(
             f"{name:>6}: {metrics[name]['size_mb']:.1f} MB, clean WER {found['clean']['wer']:.1%}, "
-            f"noisy {found['noisy']['wer']:.1%}{', the adapter reading all' if name in always_adapted else ''}"
+            f"noisy {found['noisy']['wer']:.1%}{', the adapter always on' if name in always_adapted else ''}"
         )
         if name not in always_adapted and max(map(abs, differences.values())) > ALLOWED:
             print(f"warning: {name} differs from the student by more than {ALLOWED:.1%} WER", file=sys.stderr)

@@ -6,22 +6,21 @@ from pathlib import Path
 import torch
 
 from dqlora.config import Paths, load_params, load_preset
-from dqlora.errors import UserError, run_stage
-from dqlora.pretrained import fetch_student, fetch_teacher
-from dqlora.storage import whole_folder
-from dqlora.teacher_head import load_head
+from dqlora.data.storage import atomic_directory, existing_folder
+from dqlora.errors import run_stage
+from dqlora.models.pretrained import fetch_student, fetch_teacher
+from dqlora.models.teacher_head import load_head
 
 
 def fetch_teacher_head(source: Path, output: Path) -> None:
-    """Copy a head that an earlier run or pretrain.head left.
+    """Copy a head that an earlier run or research.pretrain.head left.
 
     Raises
     ------
     UserError
         if the folder holds none.
     """
-    if not source.is_dir():
-        raise UserError(f"teacher_head: {source}: no such folder; give that of a trained head, or `scratch`")
+    existing_folder(source, "teacher_head.path", "give that of a trained head, or `scratch`")
     load_head(source, torch.device("cpu"))
     output.mkdir()
     for name in ("config.json", "head.safetensors"):
@@ -32,13 +31,13 @@ def main() -> None:
     params = load_params()
     preset = load_preset(params.preset)
     paths = Paths(params.preset)
-    with whole_folder(paths.student.parent) as folder:
+    with atomic_directory(paths.student.parent) as folder:
         for role in ("student", "teacher"):
             (folder / role).mkdir()
         fetch_student(preset.student, folder / "student", params.seed)
         fetch_teacher(preset.teacher, folder / "teacher")
-        if preset.teacher_head != "scratch":
-            fetch_teacher_head(Path(preset.teacher_head), folder / "teacher_head")
+        if preset.teacher_head.path != "scratch":
+            fetch_teacher_head(Path(preset.teacher_head.path), folder / "teacher_head")
 
 
 if __name__ == "__main__":

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dqlora.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
 from dqlora.config import Noise, Paths, load_params, load_preset
-from dqlora.downloads import RemoteFile, download_all, extract_archive, read_url_list
-from dqlora.errors import SetAside, UserError, run_stage
-from dqlora.noise import find_recordings, synthetic_recordings
-from dqlora.storage import Packed, PackedWriter, whole_folder
+from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
+from dqlora.data.download import RemoteFile, download_all, extract_archive, read_url_list
+from dqlora.data.noise import find_recordings, synthetic_recordings
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
+from dqlora.errors import Rejected, UserError, run_stage
 
 Named = tuple[str, str, np.ndarray]  # id, category, float32 [samples]
 SPLITS = ("test", "train")  # test first: a recording found in both stays out of training
@@ -20,18 +20,18 @@ PEAK = 0.5  # every recording is stored at this peak: the SNR sets its level, an
 
 
 def synthetic(noise: Noise, split: str, paths: Paths, seed: int) -> Iterator[Named]:
-    clean = Packed(paths.clean / split)
+    clean = RaggedArray(paths.clean / split)
     voices = [to_float32(clean[item["id"]]) for item in clean.items]
     return synthetic_recordings(split, getattr(noise.recordings, split), noise.seconds, seed, voices)
 
 
-def recorded(noise: Noise, folder: Path, split: str, seed: int, set_aside: SetAside) -> Iterator[Named]:
+def recorded(noise: Noise, folder: Path, split: str, seed: int, rejected: Rejected) -> Iterator[Named]:
     for recording in find_recordings(folder, seed)[split]:
         try:
             samples = read_audio(recording.path)
             check_sound(samples)
         except BadAudio as reason:
-            set_aside.add(split, recording.id, str(reason))
+            rejected.add(split, recording.id, str(reason))
             continue
         yield recording.id, recording.category, samples
 
@@ -43,7 +43,7 @@ def source_folder(path: str, paths: Paths) -> Path:
         return paths.downloads / "noise"
     if path.startswith(("http://", "https://")):
         [archive] = download_all([RemoteFile(path.rpartition("/")[2], path)], paths.downloads, paths.checksums)
-        with whole_folder(paths.downloads / "noise") as folder:
+        with atomic_directory(paths.downloads / "noise") as folder:
             extract_archive(archive, folder)
         return paths.downloads / "noise"
     return Path(path)
@@ -54,18 +54,18 @@ def main() -> None:
     noise = load_preset(params.preset).noise
     paths = Paths(params.preset)
     source = None if noise.path == "synthetic" else source_folder(noise.path, paths)
-    set_aside = SetAside()
+    rejected = Rejected()
     contents: dict[str, str] = {}
-    with whole_folder(paths.noise) as out:
+    with atomic_directory(paths.noise) as out:
         for split in SPLITS:
             wanted, written = getattr(noise.recordings, split), 0
             recordings = (
-                recorded(noise, source, split, params.seed, set_aside)
+                recorded(noise, source, split, params.seed, rejected)
                 if source
                 else synthetic(noise, split, paths, params.seed)
             )
             with (
-                PackedWriter(out / split, "int16") as writer,
+                RaggedArrayWriter(out / split, "int16") as writer,
                 tqdm(desc=f"noise {split}", unit=" recordings") as progress,
             ):
                 for name, category, samples in recordings:
@@ -73,7 +73,7 @@ def main() -> None:
                     stored = to_int16(kept * (PEAK / np.abs(kept).max(initial=1e-9)))
                     content = hashlib.sha256(stored.tobytes()).hexdigest()
                     if content in contents:
-                        set_aside.add(split, name, f"the same sound as {contents[content]}")
+                        rejected.add(split, name, f"the same sound as {contents[content]}")
                         continue
                     contents[content] = f"{split}/{name}"
                     writer.append(stored, id=name, category=category)
@@ -82,9 +82,9 @@ def main() -> None:
                     if written == wanted:
                         break
             if not written:
-                set_aside.write(out)
+                rejected.write(out)
                 raise UserError(f"noise.path: {noise.path}: no usable recording in {split} (reasons above)")
-        set_aside.write(out)
+        rejected.write(out)
 
 
 if __name__ == "__main__":

@@ -4,24 +4,27 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dqlora.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
 from dqlora.config import Paths, Speech, load_params, load_preset
-from dqlora.corpus import SPLITS, read_clips
-from dqlora.errors import SetAside, UserError, run_stage
-from dqlora.storage import PackedWriter, whole_folder
-from dqlora.text import BadText, Vocabulary, spell_out
+from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
+from dqlora.data.corpus import SPLITS, read_clips
+from dqlora.data.storage import RaggedArrayWriter, atomic_directory
+from dqlora.data.text import BadText, Vocabulary, spell_out
+from dqlora.errors import Rejected, UserError, run_stage
 
 
 def fetch_split(
-    speech: Speech, split: str, folder: Path, vocabulary: Vocabulary, seed: int, held_out: set[str], set_aside: SetAside
+    speech: Speech, split: str, folder: Path, vocabulary: Vocabulary, seed: int, held_out: set[str], rejected: Rejected
 ) -> tuple[set[str], float]:
-    """Write one split; returns its sentences and its seconds. Sentences in `held_out` are set aside."""
+    """Write one split; returns its sentences and its seconds. Sentences in `held_out` are rejected."""
     wanted = getattr(speech.clips, split)
     ids: set[str] = set()
     sentences: set[str] = set()
     samples_written = 0
     clips = read_clips(speech.path, split, seed)
-    with PackedWriter(folder, "int16") as out, tqdm(total=wanted, desc=f"speech {split}", unit=" clips") as progress:
+    with (
+        RaggedArrayWriter(folder, "int16") as out,
+        tqdm(total=wanted, desc=f"speech {split}", unit=" clips") as progress,
+    ):
         for clip in clips:
             try:
                 if clip.id in ids:
@@ -34,7 +37,7 @@ def fetch_split(
                 samples = read_audio(clip.audio)
                 check_speech(samples)
             except (BadAudio, BadText) as reason:
-                set_aside.add(split, clip.id, str(reason))
+                rejected.add(split, clip.id, str(reason))
                 continue
             ids.add(clip.id)
             sentences.add(text)
@@ -51,19 +54,17 @@ def main() -> None:
     speech = load_preset(params.preset).speech
     paths = Paths(params.preset)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
-    set_aside = SetAside()
+    rejected = Rejected()
     held_out: set[str] = set()
-    with whole_folder(paths.clean) as folder:
+    with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
-            sentences, seconds = fetch_split(
-                speech, split, folder / split, vocabulary, params.seed, held_out, set_aside
-            )
+            sentences, seconds = fetch_split(speech, split, folder / split, vocabulary, params.seed, held_out, rejected)
             if not sentences:
-                set_aside.write(folder)
+                rejected.write(folder)
                 raise UserError(f"speech.path: {speech.path}: no usable clip in {split} (reasons above)")
             held_out |= sentences
             print(f"{split}: {len(sentences)} sentences, {seconds / 60:.1f} min")
-        set_aside.write(folder)
+        rejected.write(folder)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,16 @@ import typer
 from tqdm import tqdm
 
 from dqlora.config import Mix, Paths, load_params
+from dqlora.data.mixing import mix_int16
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import run_stage
-from dqlora.mixing import mix_int16
-from dqlora.randomness import generator_for
-from dqlora.storage import Packed, PackedWriter, whole_folder
+from dqlora.seeding import generator_for
 
 NOISE_SPLIT = {"train": "train", "validation": "train", "test": "test"}
 Version = tuple[dict[str, Any], np.ndarray]  # fields of the index, int16 [samples]
 
 
-_open = cache(Packed)  # once a process
+_open = cache(RaggedArray)  # once a process
 
 
 def versions_of(utterance: str, split: str, settings: Mix, seed: int, clean: Path, noise: Path) -> list[Version]:
@@ -54,7 +54,7 @@ def versions_of(utterance: str, split: str, settings: Mix, seed: int, clean: Pat
 
 def mix_split(split: str, settings: Mix, seed: int, paths: Paths, workers: int) -> Iterator[Version]:
     clean, noise = paths.clean / split, paths.noise / NOISE_SPLIT[split]
-    utterances = [item["id"] for item in Packed(clean).items]
+    utterances = [item["id"] for item in RaggedArray(clean).items]
     mix_one = partial(versions_of, split=split, settings=settings, seed=seed, clean=clean, noise=noise)
     with ProcessPoolExecutor(workers) as pool:
         for versions in tqdm(pool.map(mix_one, utterances, chunksize=8), f"mix {split}", len(utterances), unit=" utt"):
@@ -64,9 +64,9 @@ def mix_split(split: str, settings: Mix, seed: int, paths: Paths, workers: int) 
 def main(workers: Annotated[int, typer.Option(min=1, help="Processes to mix in.")] = os.cpu_count() or 1) -> None:
     params = load_params()
     paths = Paths(params.preset)
-    with whole_folder(paths.noisy) as folder:
+    with atomic_directory(paths.noisy) as folder:
         for split in ("train", "validation", "test"):
-            with PackedWriter(folder / split, "int16") as out:
+            with RaggedArrayWriter(folder / split, "int16") as out:
                 for fields, samples in mix_split(split, params.mix, params.seed, paths, workers):
                     out.append(samples, **fields)
 

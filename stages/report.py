@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from dqlora.charts import Curve
 from dqlora.config import Paths, load_params, load_preset
+from dqlora.data.storage import RaggedArray, atomic_write, read_json, read_jsonl, rerun
 from dqlora.errors import UserError, run_stage
-from dqlora.report import Inputs, render
-from dqlora.results import Row
-from dqlora.storage import Packed, read_json, read_jsonl, write_whole
+from dqlora.evaluation.results import Row
+from dqlora.report.charts import Curve
+from dqlora.report.render import Inputs, RunSettings, render
 
 
 def read_metrics(path: Path, stage: str) -> dict[str, Any]:
     """A metrics file; empty where it is missing, which the page then says."""
-    return read_json(path, stage) if path.exists() else {}
+    return read_json(path, rerun(stage)) if path.exists() else {}
 
 
 def read_curve(path: Path) -> Curve:
@@ -29,8 +29,8 @@ def read_curve(path: Path) -> Curve:
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 
-def read_set_aside(paths: Paths) -> list[tuple[str, str, str, str]]:
-    """Who set aside what, and why: made by, split, id, reason."""
+def read_rejected(paths: Paths) -> list[tuple[str, str, str, str]]:
+    """What each stage rejected, and why: stage, split, id, reason."""
     folders = {
         "fetch_speech": paths.clean,
         "fetch_noise": paths.noise,
@@ -39,8 +39,8 @@ def read_set_aside(paths: Paths) -> list[tuple[str, str, str, str]]:
     }
     items = []
     for stage, folder in folders.items():
-        if (folder / "set_aside.csv").exists():
-            with (folder / "set_aside.csv").open(encoding="utf-8", newline="") as file:
+        if (folder / "rejected.csv").exists():
+            with (folder / "rejected.csv").open(encoding="utf-8", newline="") as file:
                 items += [(stage, line["split"], line["id"], line["reason"]) for line in csv.DictReader(file)]
     return items
 
@@ -49,7 +49,7 @@ class Sounds:
     """The clean and the noisy clip of a noisy prediction, int16 [samples] each."""
 
     def __init__(self, paths: Paths):
-        self._clean, self._noisy = Packed(paths.clean / "test"), Packed(paths.noisy / "test")
+        self._clean, self._noisy = RaggedArray(paths.clean / "test"), RaggedArray(paths.noisy / "test")
         self._mixtures = {(item["utterance"], item["snr_db"]): item["id"] for item in self._noisy.items}
 
     def __call__(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
@@ -66,19 +66,30 @@ def main() -> None:
     paths = Paths(params.preset)
     curves = paths.metrics / "curves" / "plots" / "metrics"
     inputs = Inputs(
-        params=params,
-        language=load_preset(params.preset).speech.language,
-        evaluate=read_json(paths.metrics / "evaluate.json", "evaluate"),
+        settings=RunSettings(
+            preset=params.preset,
+            seed=params.seed,
+            lambda_distill=params.lambda_distill,
+            teacher_input=params.teacher_input,
+            quantize=params.student.quantize,
+            adapt=params.student.adapt,
+            rank=params.lora.r,
+            target=params.distill.target,
+            gate_quantile=params.gate.quantile,
+            language=load_preset(params.preset).speech.language,
+            bootstrap_draws=params.evaluate.bootstrap_draws,
+        ),
+        evaluate=read_json(paths.metrics / "evaluate.json", rerun("evaluate")),
         train=read_metrics(paths.metrics / "train.json", "train"),
         teacher=read_metrics(paths.metrics / "teacher.json", "train_teacher_head"),
         loss=read_curve(curves / "train_loss.tsv"),
         validation_wer=read_curve(curves / "validation_wer.tsv"),
-        predictions=read_jsonl(paths.metrics / "test" / "predictions.jsonl", "evaluate"),
-        set_aside=read_set_aside(paths),
+        predictions=read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate")),
+        rejected=read_rejected(paths),
     )
     page = render(inputs, Sounds(paths))
     output = paths.metrics / "report.html"
-    write_whole(output, page)
+    atomic_write(output, page)
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, open it in a browser")
 
 

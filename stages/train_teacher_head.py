@@ -1,33 +1,35 @@
-"""Train the head that reads letters out of the teacher's features: models/<preset>/teacher_head."""
+"""Train the head that predicts the student's tokens from Whisper's features: models/<preset>/teacher_head."""
 
 import time
 
 import torch
 from tqdm import tqdm
 
-from dqlora.audio import to_float32
-from dqlora.batching import Example
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.config import TeacherHead as HeadSettings
-from dqlora.errors import SetAside, UserError, run_stage
-from dqlora.randomness import seed_torch
-from dqlora.scoring import count_errors
-from dqlora.storage import Packed, whole_folder, write_json
-from dqlora.student import FromFeatures, cnn_features, load_student
-from dqlora.teacher import student_frames_at
-from dqlora.teacher_head import TeacherHead, load_head, read, save_head, train_head
-from dqlora.text import Vocabulary, frames_needed
+from dqlora.data.audio import to_float32
+from dqlora.data.batching import Example
+from dqlora.data.storage import RaggedArray, atomic_directory, write_json
+from dqlora.data.text import Vocabulary, frames_needed
+from dqlora.device import default_device
+from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.evaluation.metrics import count_errors
+from dqlora.models.teacher_head import TeacherHead, load_head, save_head, transcribe_head
+from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
+from dqlora.models.whisper import student_frames_at
+from dqlora.seeding import seed_torch
+from dqlora.training.head_loop import train_head
 
 
-def clock_targets(paths: Paths, quantize: str, device: torch.device) -> dict[str, torch.Tensor]:
+def base_logits(paths: Paths, quantize: str, device: torch.device) -> dict[str, torch.Tensor]:
     """The base student's logits on each clean training clip, at the teacher's frames."""
     model = load_student(paths.student, quantize, device)
-    student = FromFeatures(model)
-    features, clean = Packed(paths.teacher_features / "train"), Packed(paths.clean / "train")
+    student = EncoderCTC(model)
+    features, clean = RaggedArray(paths.teacher_features / "train"), RaggedArray(paths.clean / "train")
     lengths = {item["utterance"]: item["length"] for item in features.items}
     targets = {}
     with torch.inference_mode():
-        for name, length in tqdm(lengths.items(), "student reads clean speech", unit=" clips"):
+        for name, length in tqdm(lengths.items(), "student transcribes clean speech", unit=" clips"):
             cnn = cnn_features(model, to_float32(clean[name]))
             logits = student(cnn[None], torch.tensor([len(cnn)], device=device))[0]
             targets[name] = logits[student_frames_at(model.config, len(cnn), length)].half().cpu()
@@ -35,30 +37,30 @@ def clock_targets(paths: Paths, quantize: str, device: torch.device) -> dict[str
 
 
 def load_examples(
-    paths: Paths, split: str, vocabulary: Vocabulary, targets: dict[str, torch.Tensor], set_aside: SetAside
+    paths: Paths, split: str, vocabulary: Vocabulary, targets: dict[str, torch.Tensor], rejected: Rejected
 ) -> list[Example]:
-    """The teacher's features of one split with their labels; texts that do not fit their frames are set aside."""
-    features, clean = Packed(paths.teacher_features / split), Packed(paths.clean / split)
+    """The teacher's features of one split with their labels; texts that do not fit their frames are rejected."""
+    features, clean = RaggedArray(paths.teacher_features / split), RaggedArray(paths.clean / split)
     examples = []
     for item in features.items:
         text = clean.item(item["utterance"])["text"]
         labels = vocabulary.encode(text)
         if frames_needed(labels) > item["length"]:
-            set_aside.add(split, item["id"], "more letters than frames")
+            rejected.add(split, item["id"], "more labels than frames")
             continue
         examples.append(Example(features[item["id"]], labels, text, targets.get(item["utterance"])))
     return examples
 
 
-def start_head(paths: Paths, settings: HeadSettings, width: int, symbols: int, device: torch.device) -> TeacherHead:
+def start_head(paths: Paths, settings: HeadSettings, width: int, vocabulary: int, device: torch.device) -> TeacherHead:
     """The head that the preset starts from, or a new one."""
     if not paths.pretrained_head.exists():
-        return TeacherHead(width, symbols, settings).to(device)
+        return TeacherHead(width, vocabulary, settings).to(device)
     head = load_head(paths.pretrained_head, device)[0].requires_grad_(True)
-    if (head.width, head.symbols) != (width, symbols):
+    if (head.width, head.vocabulary) != (width, vocabulary):
         raise UserError(
-            f"{paths.pretrained_head}: reads {head.symbols} symbols out of features of width {head.width}; the student "
-            f"has {symbols} and the teacher {width}: set the preset's teacher_head: scratch"
+            f"{paths.pretrained_head}: predicts {head.vocabulary} tokens from features of width {head.width}; the "
+            f"student has {vocabulary} and the teacher {width}: set the preset's teacher_head.path: scratch"
         )
     return head
 
@@ -67,32 +69,32 @@ def main() -> None:
     params = load_params()
     preset = load_preset(params.preset)
     paths = Paths(params.preset)
-    settings, steps = params.teacher_head, preset.budget.head_steps
+    settings, steps = params.teacher_head, preset.teacher_head.steps
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    set_aside = SetAside()
-    targets = clock_targets(paths, params.student.quantize, device) if settings.clock and steps else {}
-    training = load_examples(paths, "train", vocabulary, targets, set_aside)
-    validation = load_examples(paths, "validation", vocabulary, {}, set_aside)
+    device = default_device()
+    rejected = Rejected()
+    targets = base_logits(paths, params.student.quantize, device) if settings.frame_sync_weight and steps else {}
+    training = load_examples(paths, "train", vocabulary, targets, rejected)
+    validation = load_examples(paths, "validation", vocabulary, {}, rejected)
     started = time.perf_counter()
     seed_torch(params.seed, "head")
     head = start_head(paths, settings, training[0].features.shape[1], len(vocabulary), device)
     train_head(head, training, vocabulary.blank, settings, steps, preset.budget.batch_seconds, params.seed)
-    hypotheses = read(head, validation, vocabulary)
+    hypotheses = transcribe_head(head, validation, vocabulary)
     errors = count_errors([example.text for example in validation], hypotheses, preset.speech.language)
     for example, hypothesis in list(zip(validation, hypotheses, strict=True))[:3]:
         print(f"  {example.text.lower()}\n  {hypothesis}")
     print(f"teacher head: validation WER {errors.wer:.1%}, CER {errors.cer:.1%}")
-    with whole_folder(paths.teacher_head) as folder:
+    with atomic_directory(paths.teacher_head) as folder:
         save_head(head, errors.wer, folder)
-        set_aside.write(folder)
+        rejected.write(folder)
     write_json(
         paths.metrics / "teacher.json",
         {
             "head": {"wer": errors.wer, "cer": errors.cer},
             "steps": steps,
             "seconds": time.perf_counter() - started,
-            "set_aside": len(set_aside.items),
+            "rejected": len(rejected.items),
         },
     )
 

@@ -13,13 +13,17 @@ import soundfile
 import torch
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-from dqlora.ctranslate2 import convert_whisper
-from dqlora.text import Vocabulary
+from dqlora.config import TeacherHead as HeadSettings
+from dqlora.data.text import Vocabulary
+from dqlora.models.ctranslate2 import convert_whisper
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
-SYMBOLS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ"]
+TOKENS = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ETAOINHSRDLUMWCFGYPBVK'XJQZ"]
 RATE = 16_000
+HEAD = HeadSettings(  # a small teacher's head
+    hidden=32, layers=1, dropout=0.1, learning_rate=1e-3, warmup_ratio=0.1, mask_ratio=0.2, frame_sync_weight=1.0
+)
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +35,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def vocabulary() -> Vocabulary:
-    return Vocabulary({symbol: index for index, symbol in enumerate(SYMBOLS)})
+    return Vocabulary({token: index for index, token in enumerate(TOKENS)})
 
 
 def small_config() -> Wav2Vec2Config:
@@ -59,7 +63,7 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("student")
     torch.manual_seed(0)
     Wav2Vec2ForCTC(small_config()).save_pretrained(folder)
-    (folder / "vocab.json").write_text(json.dumps({symbol: index for index, symbol in enumerate(SYMBOLS)}))
+    (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(TOKENS)}))
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>", "word_delimiter_token": "|"}))
     (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, "sampling_rate": RATE}))
     return folder

@@ -23,7 +23,7 @@ def speech(tmp_path: Path) -> Path:
     """Two clips of the mini corpus as files, of different rates and channels."""
     import pyarrow.parquet
 
-    from dqlora.audio import read_audio
+    from dqlora.data.audio import read_audio
 
     table = pyarrow.parquet.read_table(ROOT / "presets/mini/speech/test/0000.parquet", columns=["audio"])
     for name, row in zip(("one.wav", "two.flac"), table.to_pylist(), strict=False):
@@ -119,7 +119,7 @@ def test_an_interruption_and_a_full_disk_leave_no_half_file(
     def fail(*_: object) -> None:
         raise raised
 
-    broken = "storage.write_whole" if isinstance(raised, OSError) else "transcription.transcribe_file"
+    broken = "data.storage.atomic_write" if isinstance(raised, OSError) else "transcription.recogniser.transcribe_file"
     monkeypatch.setattr(f"dqlora.{broken}", fail)
     out = tmp_path / "out"
     found, _, errors = run(str(speech / "one.wav"), "--output", str(out))

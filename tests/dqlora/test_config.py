@@ -8,7 +8,7 @@ from dqlora.errors import UserError
 from tests.conftest import ROOT
 
 
-@pytest.mark.parametrize("preset", ["mini", "fleurs", "local"])
+@pytest.mark.parametrize("preset", ["mini", "fleurs", "local", "study"])
 def test_what_ships_is_valid(preset: str) -> None:
     load_params(ROOT / "params.yaml")
     load_preset(preset, ROOT / "presets")
@@ -41,6 +41,10 @@ def changed(tmp_path: Path, name: str, value: object) -> Path:
         ("teacher_input", "loud", "teacher_input: Input should be 'clean' or 'noisy' (got 'loud')"),
         ("student.quantize", "int8", "student.quantize: Input should be 'nf4' or 'none' (got 'int8')"),
         ("student.adapt", "full", "student: adapt: full trains the weights themselves and needs quantize: none"),
+        ("distill.frames", "letters", "distill.frames: Input should be 'all', 'nonblank' or 'around_nonblank'"),
+        ("train.base_reads", 0.9, "train.base_reads: unknown parameter; known here: learning_rate, warmup_ratio,"),
+        ("train.wise_ft_alpha", 0, "train.wise_ft_alpha: Input should be greater than 0 (got 0)"),
+        ("gate.quantile", 1, "gate.quantile: Input should be less than 1 (got 1)"),
         ("seed", True, "seed: Input should be a valid integer (got True)"),
         ("train", 3, "train: Input should be a valid dictionary"),
     ],
@@ -58,7 +62,7 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(
 def test_a_missing_parameter_file_and_preset_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_params(tmp_path / "params.yaml")
-    with pytest.raises(UserError, match="known presets: fleurs, local, mini"):
+    with pytest.raises(UserError, match="known presets: fleurs, local, mini, study"):
         load_preset("maxi", ROOT / "presets")
     (tmp_path / "params.yaml").write_text("preset: mini\n")
     with pytest.raises(UserError, match="seed: missing"):

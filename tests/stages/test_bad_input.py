@@ -1,4 +1,4 @@
-"""Bad recordings and transcripts: each is set aside, counted and named, or ends the stage with one clear line."""
+"""Bad recordings and transcripts: each is rejected, counted and named, or ends the stage with one clear line."""
 
 import csv
 import shutil
@@ -12,10 +12,10 @@ import soundfile
 import torch
 import yaml
 
-from dqlora.audio import SAMPLE_RATE
 from dqlora.config import Paths, load_params
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.storage import RaggedArray
 from dqlora.errors import UserError
-from dqlora.storage import Packed
 from stages import fetch_noise, fetch_speech
 from stages.fetch_models import fetch_teacher_head
 from stages.train_teacher_head import start_head
@@ -45,8 +45,8 @@ def local(project: Path, student_folder: Path, tmp_path: Path) -> Path:
     return project
 
 
-def set_aside(folder: Path) -> dict[str, str]:
-    with (folder / "set_aside.csv").open(encoding="utf-8") as file:
+def rejected(folder: Path) -> dict[str, str]:
+    with (folder / "rejected.csv").open(encoding="utf-8") as file:
         return {f"{row['split']}/{row['id']}": row["reason"] for row in csv.DictReader(file)}
 
 
@@ -82,15 +82,15 @@ def add(folder: Path, name: str, content: bytes | None, transcript: str) -> None
 
 
 @pytest.mark.parametrize("kind", BAD_SPEECH)
-def test_bad_speech_is_set_aside(local: Path, speech: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_speech_is_rejected(local: Path, speech: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     content, transcript, reason = BAD_SPEECH[kind]
     add(speech / "train", f"{kind}.wav", content, transcript)
     fetch_speech.main()
-    found = set_aside(local / "data/local/clean")
+    found = rejected(local / "data/local/clean")
     assert list(found) == [f"train/{kind}.wav"]
     assert found[f"train/{kind}.wav"].startswith(reason)
-    assert f"set aside: 1\n  train/{kind}.wav: {reason}" in capsys.readouterr().out
-    assert len(Packed(local / "data/local/clean/train")) == 3
+    assert f"rejected: 1\n  train/{kind}.wav: {reason}" in capsys.readouterr().out
+    assert len(RaggedArray(local / "data/local/clean/train")) == 3
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(8_000, 1), (48_000, 2), (16_000, 10)])
@@ -98,8 +98,8 @@ def test_other_rates_and_channels_are_fine(local: Path, speech: Path, rate: int,
     samples = np.stack([tone(1.0, rate=rate)] * channels, axis=1)
     add(speech / "train", "other.wav", wav_bytes(samples, rate), "In 1987, 21 men came")
     fetch_speech.main()
-    train = Packed(local / "data/local/clean/train")
-    assert set_aside(local / "data/local/clean") == {}
+    train = RaggedArray(local / "data/local/clean/train")
+    assert rejected(local / "data/local/clean") == {}
     assert len(train["other.wav"]) == SAMPLE_RATE
     assert train.item("other.wav")["text"] == "IN NINETEEN EIGHTY SEVEN TWENTY ONE MEN CAME"
 
@@ -108,7 +108,7 @@ def test_two_clips_of_one_name_and_a_sentence_in_two_splits(local: Path, speech:
     add(speech / "train", "train-0.wav", wav_bytes(tone(1.0)), "another sentence")
     add(speech / "train", "leak.wav", wav_bytes(tone(1.0)), "Test sentence A!")
     fetch_speech.main()
-    assert set_aside(local / "data/local/clean") == {
+    assert rejected(local / "data/local/clean") == {
         "train/train-0.wav": "a second clip of this name",
         "train/leak.wav": "its sentence stands in another split too",
     }
@@ -120,7 +120,7 @@ def test_a_folder_without_splits_is_split_by_sentence(local: Path, tmp_path: Pat
     fetch_speech.main()
     texts = {}
     for split in ("train", "validation", "test"):
-        texts[split] = {item["text"] for item in Packed(local / "data/local/clean" / split).items}
+        texts[split] = {item["text"] for item in RaggedArray(local / "data/local/clean" / split).items}
         assert texts[split]
     assert not texts["train"] & texts["test"] and not texts["train"] & texts["validation"]
     assert len(set.union(*texts.values())) == 40
@@ -165,22 +165,22 @@ BAD_NOISE = {name: BAD_SPEECH[name] for name in ("empty", "truncated", "text", "
 
 
 @pytest.mark.parametrize("kind", BAD_NOISE)
-def test_bad_noise_is_set_aside(local: Path, tmp_path: Path, kind: str) -> None:
+def test_bad_noise_is_rejected(local: Path, tmp_path: Path, kind: str) -> None:
     folder = write_noise(tmp_path / "noise")
     content, _, reason = BAD_NOISE[kind]
     (folder / "train" / f"{kind}.wav").write_bytes(content or b"")
     fetch_noise.main()
-    found = set_aside(local / "data/local/noise")
+    found = rejected(local / "data/local/noise")
     assert list(found) == [f"train/{kind}.wav"]
     assert found[f"train/{kind}.wav"].startswith(reason)
-    assert len(Packed(local / "data/local/noise/train")) == 3
+    assert len(RaggedArray(local / "data/local/noise/train")) == 3
 
 
 def test_a_recording_in_both_splits_stays_out_of_training(local: Path, tmp_path: Path) -> None:
     folder = write_noise(tmp_path / "noise")
     shutil.copy(folder / "test/fan_0.wav", folder / "train/renamed.wav")
     fetch_noise.main()
-    assert set_aside(local / "data/local/noise") == {"train/renamed.wav": "the same sound as test/fan_0.wav"}
+    assert rejected(local / "data/local/noise") == {"train/renamed.wav": "the same sound as test/fan_0.wav"}
 
 
 def test_noise_of_any_length_rate_and_channels(local: Path, tmp_path: Path) -> None:
@@ -189,9 +189,9 @@ def test_noise_of_any_length_rate_and_channels(local: Path, tmp_path: Path) -> N
         samples = np.random.default_rng(rate).uniform(-0.1, 0.1, (round(seconds * rate), 2))
         soundfile.write(folder / "train" / f"{name}.wav", samples, rate)
     fetch_noise.main()
-    train = Packed(local / "data/local/noise/train")
+    train = RaggedArray(local / "data/local/noise/train")
     assert (len(train["short.wav"]), len(train["long.wav"])) == (1_600, 60 * SAMPLE_RATE)
-    assert set_aside(local / "data/local/noise") == {}
+    assert rejected(local / "data/local/noise") == {}
     assert all(abs(int(np.abs(train[item["id"]]).max()) - 16_384) < 20 for item in train.items)
 
 
@@ -216,6 +216,17 @@ def test_a_user_error_is_one_line_and_exit_code_1(local: Path, speech: Path) -> 
     ]
 
 
+@pytest.mark.parametrize("stage", ["make_targets", "train"])
+def test_an_unknown_distillation_target_is_refused(local: Path, stage: str) -> None:
+    params = yaml.safe_load((local / "params.yaml").read_text())
+    params["distill"]["target"] = "letters"
+    (local / "params.yaml").write_text(yaml.safe_dump(params))
+    ended = subprocess.run([sys.executable, "-m", f"stages.{stage}"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    [line] = ended.stderr.strip().splitlines()
+    assert line.startswith("error: params.yaml: distill.target: unknown target 'letters'; known are base_features, ")
+
+
 def test_a_trained_teacher_head_is_taken_or_named(project: Path, tmp_path: Path) -> None:
     shutil.copytree(project / "presets/mini/teacher_head", tmp_path / "head")
     fetch_teacher_head(tmp_path / "head", tmp_path / "fetched")
@@ -231,8 +242,8 @@ def test_a_head_for_another_teacher_is_refused(project: Path) -> None:
     paths = Paths("local")
     shutil.copytree(project / "presets/mini/teacher_head", paths.pretrained_head)
     settings = load_params().teacher_head
-    assert start_head(paths, settings, width=384, symbols=32, device=torch.device("cpu")).width == 384
+    assert start_head(paths, settings, width=384, vocabulary=32, device=torch.device("cpu")).width == 384
     with pytest.raises(
-        UserError, match="the student has 32 and the teacher 512: set the preset's teacher_head: scratch"
+        UserError, match=r"the student has 32 and the teacher 512: set the preset's teacher_head\.path: scratch"
     ):
-        start_head(paths, settings, width=512, symbols=32, device=torch.device("cpu"))
+        start_head(paths, settings, width=512, vocabulary=32, device=torch.device("cpu"))

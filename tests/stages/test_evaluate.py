@@ -18,6 +18,6 @@ def test_the_teachers_transcripts_are_found_by_clip_and_condition(tmp_path: Path
         teacher_transcripts(path, [{"id": "jay", "condition": "5 dB"}])
 
 
-def test_a_missing_reading_of_the_teacher_is_named(tmp_path: Path) -> None:
+def test_missing_transcripts_of_the_teacher_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file; run `dvc repro transcribe_teacher`"):
         teacher_transcripts(tmp_path / "test.jsonl", ROWS)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dqlora.config import Paths
+from dqlora.data.noise import find_recordings
 from dqlora.errors import UserError
-from dqlora.noise import find_recordings
 from stages.fetch_noise import source_folder
 from tests.conftest import write_noise
 

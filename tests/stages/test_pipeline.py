@@ -17,7 +17,7 @@ import yaml
 from peft import PeftModel
 from transformers import Wav2Vec2ForCTC
 
-from dqlora.storage import Packed
+from dqlora.data.storage import RaggedArray
 from tests.conftest import ROOT, write_noise
 
 STAGES = (
@@ -25,10 +25,13 @@ STAGES = (
     "fetch_speech",
     "fetch_noise",
     "mix",
+    "extract_features",
     "encode_teacher",
-    "transcribe_teacher",
     "train_teacher_head",
+    "make_targets",
     "train",
+    "fit_gate",
+    "transcribe_teacher",
     "evaluate",
     "export",
     "report",
@@ -38,10 +41,13 @@ OUTPUTS = {
     "fetch_speech": "data/fleurs/clean",
     "fetch_noise": "data/fleurs/noise",
     "mix": "data/fleurs/noisy",
+    "extract_features": "data/fleurs/cnn_features",
     "encode_teacher": "data/fleurs/teacher",
-    "transcribe_teacher": "data/fleurs/teacher_transcripts",
     "train_teacher_head": "models/fleurs/teacher_head",
+    "make_targets": "data/fleurs/targets",
     "train": "models/fleurs/adapter",
+    "fit_gate": "models/fleurs/gate.json",
+    "transcribe_teacher": "data/fleurs/teacher_transcripts",
     "evaluate": "metrics/test",
     "export": "models/fleurs/exported",
 }
@@ -67,9 +73,22 @@ def stages_run(output: str) -> list[str]:
     return [line.split("'")[1] for line in lines if line.startswith("Running stage")]
 
 
-def contents(folder: Path) -> dict[str, str]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+def contents(output: Path) -> dict[str, str]:
+    """SHA-256 of a file, or of every file in a folder, by its path in there."""
+    files = sorted(file for file in (output.rglob("*") if output.is_dir() else [output]) if file.is_file())
+    return {str(file.relative_to(output)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def experiment(project: Path, *options: str) -> list[str]:
+    """The stages that `dvc exp run` runs; the project is then as it was."""
+    ended = run("dvc", "exp", "run", *options, folder=project)
+    restore(project)
+    return stages_run(ended.stdout)
+
+
+def restore(project: Path) -> None:
+    run("git", "checkout", "-q", ".", folder=project)
+    run("dvc", "checkout", "-q", folder=project)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +98,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
     folder = base / "project"
     for name in ("stages", "dqlora", "presets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp-*"))
-    for name in ("dvc.yaml", "params.yaml", ".gitignore"):
+    for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copytree(ROOT / "presets/mini/speech", base / "fleurs/en_us")  # <config>/<split>/0000.parquet
 
@@ -87,7 +106,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
     preset["speech"] |= {"path": str(base / "fleurs/en_us"), "clips": {"train": 6, "validation": 2, "test": 3}}
     preset["noise"]["path"] = str(write_noise(base / "noise"))
     preset |= {"student": str(student_folder), "teacher": str(teacher_folder)}
-    preset["budget"] = {"head_steps": 3, "steps": 6, "batch_seconds": 15, "validate_every": 2}
+    preset["teacher_head"]["steps"] = 3
+    preset["budget"] = {"steps": 6, "batch_seconds": 15, "validate_every": 2}
     (folder / "presets/fleurs.yaml").write_text(yaml.safe_dump(preset))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= {"preset": "fleurs"}
@@ -113,22 +133,31 @@ def made(project: Path) -> dict[str, dict[str, str]]:
 
 
 def test_every_artifact_is_there(project: Path) -> None:
-    noisy = Packed(project / "data/fleurs/noisy/test")
+    noisy = RaggedArray(project / "data/fleurs/noisy/test")
     assert len(noisy) == 3 * 3
     assert {item["snr_db"] for item in noisy.items} == {10, 5, 0}
     used = {
-        split: {item.get("noise") for item in Packed(project / f"data/fleurs/noisy/{split}").items}
+        split: {item.get("noise") for item in RaggedArray(project / f"data/fleurs/noisy/{split}").items}
         for split in ("train", "test")
     }
     known = {
-        split: {item["id"] for item in Packed(project / f"data/fleurs/noise/{split}").items}
+        split: {item["id"] for item in RaggedArray(project / f"data/fleurs/noise/{split}").items}
         for split in ("train", "test")
     }
     assert used["train"] <= known["train"] | {None} and used["test"] <= known["test"]
     student = Wav2Vec2ForCTC.from_pretrained(project / "models/fleurs/pretrained/student")
     PeftModel.from_pretrained(student, project / "models/fleurs/adapter")
     made = json.loads((project / "models/fleurs/adapter/run.json").read_text())
-    assert 0 < made["entropy_limit"] < math.log(32)  # nats a frame of 32 symbols
+    assert made == {"student": "models/fleurs/pretrained/student", "quantize": "nf4"}
+    gate = json.loads((project / "models/fleurs/gate.json").read_text())
+    assert list(gate) == ["entropy_threshold"]
+    assert 0 < gate["entropy_threshold"] < math.log(32)  # nats a frame of 32 tokens
+    for split in ("train", "validation"):
+        features = RaggedArray(project / f"data/fleurs/cnn_features/{split}")
+        mixtures = RaggedArray(project / f"data/fleurs/noisy/{split}")
+        assert {item["id"] for item in features.items} == {item["id"] for item in mixtures.items}
+    targets, clean = RaggedArray(project / "data/fleurs/targets"), RaggedArray(project / "data/fleurs/clean/train")
+    assert {item["id"] for item in targets.items} == {item["id"] for item in clean.items}
     assert (project / "metrics/report.html").stat().st_size > 10_000
 
 
@@ -140,10 +169,12 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
         assert set(evaluate[system]["clean"]) == {"wer", "cer"}
         mean = sum(one["wer"] for one in evaluate[system]["snr"].values()) / 3
         assert evaluate[system]["noisy"]["wer"] == pytest.approx(mean)
-    assert set(evaluate["gain"]["noisy"]) == {"wer_relative", "ci_low", "ci_high"}
-    assert set(evaluate) == {"base", "distilled", "teacher", "gain", "rtf", "memory_mb", "adapter_mb"}
+    memory = {"peak_rss_mb", "peak_gpu_mb"}
+    for condition in ("noisy", "clean"):
+        assert set(evaluate["wer_reduction"][condition]) == {"relative", "ci_low", "ci_high"}
+    assert set(evaluate) == {"base", "distilled", "teacher", "wer_reduction", "rtf", "adapter_mb"} | memory
     train = json.loads((project / "metrics/train.json").read_text())
-    assert {"steps", "seconds", "audio_seconds_per_second", "trainable_parameters", "trainable_share"} <= set(train)
+    assert {"steps", "seconds", "rtfx", "trainable_parameters", "trainable_ratio", "rejected"} | memory <= set(train)
 
     def leaves(value: object) -> Iterator[object]:
         if isinstance(value, dict):
@@ -160,15 +191,44 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
 
 def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: Path) -> None:
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
-    experiment = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
-    assert stages_run(experiment.stdout) == ["train", "evaluate", "export", "report"]
+    ended = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
+    assert stages_run(ended.stdout) == ["train", "evaluate", "export", "report"]
     assert "train" in run("dvc", "metrics", "diff", folder=project).stdout
     shown = json.loads(run("dvc", "exp", "show", "--json", folder=project).stdout)
     assert "0.5" in json.dumps(shown)
     run("dvc", "plots", "show", folder=project)
     assert (project / "dvc_plots/index.html").exists()
-    run("git", "checkout", "-q", ".", folder=project)
-    run("dvc", "checkout", "-q", folder=project)
+    restore(project)
+
+
+def test_another_gate_trains_nothing(project: Path) -> None:
+    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", "evaluate", "export", "report"]
+
+
+def test_another_teacher_head_trains_no_student_whose_target_is_not_made_of_it(project: Path) -> None:
+    assert yaml.safe_load((project / "params.yaml").read_text())["distill"]["target"] == "base_features"
+    assert experiment(project, "-S", "teacher_head.layers=2") == ["train_teacher_head", "make_targets", "report"]
+
+
+def test_a_changed_readme_runs_nothing(project: Path) -> None:
+    pages = sorted((project / "presets").rglob("README.md"))
+    assert len(pages) >= 2
+    for page in pages:
+        page.write_text(page.read_text() + "More of it.\n")
+    assert stages_run(run("dvc", "repro", folder=project).stdout) == []
+    restore(project)
+
+
+def test_a_copied_preset_needs_no_folder_of_its_own(project: Path) -> None:
+    shutil.copy(project / "presets/fleurs.yaml", project / "presets/mine.yaml")
+    fetched = ["fetch_models", "fetch_speech", "fetch_noise"]  # what reads a preset's sources
+    ended = run("dvc", "exp", "run", "-S", "preset=mine", "fetch_noise", folder=project)
+    assert stages_run(ended.stdout) == fetched
+    for stage in fetched:
+        output = project / OUTPUTS[stage].replace("fleurs", "mine")
+        assert contents(output) == contents(project / OUTPUTS[stage])
+    (project / "presets/mine.yaml").unlink()
+    restore(project)
 
 
 def test_push_and_pull_restore_every_output(project: Path, made: dict[str, dict[str, str]], tmp_path: Path) -> None:
@@ -199,11 +259,15 @@ runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
 
-def kill_at(event: str, part: str, project: Path, stage: str, times: int = 1) -> None:
-    """Run a stage that kills itself (-9) as it is about to `event` ("open", "os.rename") a path with `part` in it."""
-    command = [sys.executable, "-c", KILLED, stage, event, part, str(times)]
+def kill_at(event: str, part: str, project: Path, stage: str, times: int = 1) -> str:
+    """Run a stage that kills itself (-9) as it is about to `event` ("open", "os.rename") a path with `part` in it.
+
+    What it printed until then.
+    """
+    command = [sys.executable, "-u", "-c", KILLED, stage, event, part, str(times)]
     ended = run(*command, folder=project, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr[-3000:]
+    return ended.stdout
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -227,6 +291,23 @@ def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, 
         assert contents(output) == made[stage]
     assert output.exists()
     assert not list(output.parent.glob(".*.tmp-*"))
+
+
+@pytest.mark.parametrize("changed", ["stages/train.py", "dqlora/training/schedule.py"])
+def test_the_checkpoint_of_other_code_is_never_taken_up(project: Path, changed: str) -> None:
+    checkpoints = project / "models/fleurs/checkpoints"
+    kill_at("os.rename", "checkpoints/", project, "train", times=2)
+    [first] = checkpoints.glob("*.safetensors")
+    with (project / changed).open("a") as source:
+        source.write("# other code\n")
+    other = kill_at("os.rename", "checkpoints/", project, "train", times=2)
+    assert "training goes on from step" not in other
+    assert len(list(checkpoints.glob("*.safetensors"))) == 2
+    restore(project)
+    again = run(sys.executable, "-m", "stages.train", folder=project)
+    assert f"training goes on from step 2 ({first.relative_to(project)})" in again.stdout
+    shutil.rmtree(checkpoints)
+    restore(project)
 
 
 @pytest.mark.parametrize("stage", ["fetch_models", "fetch_speech", "fetch_noise"])

@@ -1,0 +1,120 @@
+"""WER and CER through one normaliser for both sides, and the paired bootstrap over utterances."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jiwer
+import numpy as np
+
+from dqlora.data.text import scoring_normaliser
+from dqlora.evaluation.test_set import CLEAN
+
+INTERVAL = (0.025, 0.975)  # of the bootstrap's draws: the quantiles between which every interval lies
+CONFIDENCE = f"{100 * (INTERVAL[1] - INTERVAL[0]):g} %"
+
+
+@dataclass(frozen=True)
+class Errors:
+    """Edits and lengths of utterances, int64 [utterances] each."""
+
+    word_edits: np.ndarray
+    words: np.ndarray
+    char_edits: np.ndarray
+    chars: np.ndarray
+
+    @property
+    def wer(self) -> float:
+        return float(self.word_edits.sum() / self.words.sum())
+
+    @property
+    def cer(self) -> float:
+        return float(self.char_edits.sum() / self.chars.sum())
+
+
+def count_errors(references: list[str], hypotheses: list[str], language: str) -> Errors:
+    """Edits of each hypothesis against its reference, after the scoring normaliser on both."""
+    normalise = scoring_normaliser(language)
+    rows = [_edits(normalise(ref), normalise(hyp)) for ref, hyp in zip(references, hypotheses, strict=True)]
+    return Errors(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
+
+
+def _edits(reference: str, hypothesis: str) -> tuple[int, int, int, int]:
+    reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
+    if not reference:  # jiwer refuses an empty reference; every word of the hypothesis is then an insertion
+        return len(hypothesis.split()), 0, len(hypothesis), 0
+    words = jiwer.process_words(reference, hypothesis)
+    chars = jiwer.process_characters(reference, hypothesis)
+    return (
+        words.substitutions + words.deletions + words.insertions,
+        len(reference.split()),
+        chars.substitutions + chars.deletions + chars.insertions,
+        len(reference),
+    )
+
+
+def relative_wer_reduction(base: Errors, better: Errors, draws: int, seed: int) -> dict[str, float]:
+    """Relative WER reduction of `better` against `base`, with its interval.
+
+    Paired bootstrap (Koehn 2004; Bisani and Ney 2004): utterances are drawn with replacement, the same for both
+    systems, and the interval lies between the quantiles INTERVAL of the draws' reductions.
+
+    Parameters
+    ----------
+    base, better
+        errors on the same utterances in the same order; a row may sum several conditions of one utterance.
+    """
+    assert np.array_equal(base.words, better.words), "the systems were not scored on the same utterances"
+    reduction = np.empty(draws)
+    generator = np.random.default_rng(seed)
+    count = len(base.words)
+    for start in range(0, draws, 1000):
+        drawn = generator.integers(count, size=(min(1000, draws - start), count))
+        base_edits = np.maximum(base.word_edits[drawn].sum(axis=1), 1)  # a draw without base errors has no reduction
+        reduction[start : start + len(drawn)] = 1 - better.word_edits[drawn].sum(axis=1) / base_edits
+    low, high = np.quantile(reduction, INTERVAL)
+    whole = 1 - better.word_edits.sum() / max(base.word_edits.sum(), 1)
+    return {"relative": float(whole), "ci_low": float(low), "ci_high": float(high)}
+
+
+def summed(errors: list[Errors]) -> Errors:
+    """Errors of the same utterances under several conditions, added up utterance by utterance."""
+    fields = ("word_edits", "words", "char_edits", "chars")
+    return Errors(*(np.sum([getattr(one, field) for one in errors], axis=0) for field in fields))
+
+
+def score(rows: list[dict[str, Any]], system: str, language: str) -> dict[str, Errors]:
+    """Errors of one system by condition, its utterances in the same order under each."""
+    chosen: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        chosen[row["condition"]].append(row)
+    return {
+        condition: count_errors([row["reference"] for row in same], [row[system] for row in same], language)
+        for condition, same in chosen.items()
+    }
+
+
+def metrics_of(errors: dict[str, Errors]) -> dict[str, Any]:
+    """WER and CER of one system: clean, at each SNR, and their mean over the SNRs."""
+    by_snr = {
+        condition.removesuffix(" dB"): {"wer": one.wer, "cer": one.cer}
+        for condition, one in errors.items()
+        if condition != CLEAN
+    }
+    return {
+        "clean": {"wer": errors[CLEAN].wer, "cer": errors[CLEAN].cer},
+        "noisy": {name: float(np.mean([one[name] for one in by_snr.values()])) for name in ("wer", "cer")},
+        "snr": by_snr,
+    }
+
+
+def wer_by(rows: list[dict[str, Any]], key: str, systems: Sequence[str], language: str) -> list[dict[str, Any]]:
+    """WER of each system over the noisy clips that share a value of `key`, a row each."""
+    table = []
+    for value in sorted({row[key] for row in rows if key in row}):
+        same = [row for row in rows if row.get(key) == value]
+        references = [row["reference"] for row in same]
+        wers = {name: count_errors(references, [row[name] for row in same], language).wer for name in systems}
+        table.append({key: value, "clips": len(same), **wers})
+    return table

@@ -1,0 +1,33 @@
+"""What transcribing costs: real-time factor and peak memory."""
+
+import resource
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dqlora.data.audio import SAMPLE_RATE, to_float32
+
+
+def transcribe_timed(
+    transcribe: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str
+) -> tuple[list[str], float]:
+    """Transcripts one clip at a time, and RTF: seconds of computing per second of audio, after a first clip unmeasured.
+
+    `transcribe` gives the text of float32 [samples].
+    """
+    transcribe(to_float32(clips[0]))
+    started = time.perf_counter()
+    texts = [transcribe(to_float32(clip)) for clip in tqdm(clips, f"{name} transcribes", unit=" clips")]
+    return texts, (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """Peak memory so far in MB (10^6 bytes): of the process, and on the GPU (0 without one)."""
+    gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    return {
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
+        "peak_gpu_mb": gpu / 1e6,
+    }

@@ -1,0 +1,152 @@
+"""A trained student as others load it: one transformers folder, and one ONNX file in 8 bits."""
+
+import logging
+import shutil
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Wav2Vec2ForCTC
+
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.text import Vocabulary
+from dqlora.models.gate import entropy_threshold, mean_entropy
+from dqlora.models.wav2vec2 import backbone_of, frame_geometry, load_student, normalise_waves, project_features
+
+PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
+ONNX = "model.onnx"
+LONGEST = 60  # s that the ONNX model takes at once
+
+
+def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> None:
+    """Write folder/merged, for transformers, and folder/onnx, for onnxruntime, of what a run left in `adapter`.
+
+    A gated student is two models: model.onnx holds both; a transformers folder can hold one, the adapter merged, for
+    all clips.
+    """
+    merged, threshold = merge(student, adapter, quantize), entropy_threshold(adapter)
+    for name in ("merged", "onnx"):
+        (folder / name).mkdir(parents=True)
+    save_merged(merged, student, folder / "merged")
+    audio = FromAudio(merged) if threshold is None else GatedFromAudio(merged, widened(student, quantize), threshold)
+    save_onnx(audio, student, folder / "onnx")
+
+
+def widened(student: Path, quantize: str) -> Wav2Vec2ForCTC:
+    """The student in float32, its weights those that their 4-bit codes stand for."""
+    base = load_student(student, quantize, torch.device("cpu"))
+    return base if quantize == "none" else base.dequantize()
+
+
+def merge(student: Path, adapter: Path, quantize: str) -> Wav2Vec2ForCTC:
+    """The student with its adapter's updates added to its weights, in float32; 4-bit weights are widened first.
+
+    Merged into what it was trained on, that is, not into the weights before they were quantised.
+    """
+    if not (adapter / "adapter_config.json").exists():
+        return load_student(adapter, "none", torch.device("cpu"))
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(widened(student, quantize), adapter).merge_and_unload().eval()
+
+
+def save_merged(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
+    """Write what `transformers.pipeline("automatic-speech-recognition", folder)` loads; `student` has the processor."""
+    model.save_pretrained(folder)
+    for name in PROCESSOR:
+        shutil.copyfile(student / name, folder / name)
+
+
+class FromAudio(nn.Module):
+    """Logits [batch, frames, vocabulary] of audio [batch, samples] as it is, in [-1, 1] at 16 kHz."""
+
+    def __init__(self, model: Wav2Vec2ForCTC):
+        super().__init__()
+        self.model = model
+
+    def forward(self, audio: Tensor) -> Tensor:
+        return self.logits(self.model, self.features(audio))
+
+    def features(self, audio: Tensor) -> Tensor:
+        """CNN features [batch, frames, conv_dim]."""
+        return backbone_of(self.model).feature_extractor(normalise_waves(audio)).transpose(1, 2)
+
+    @staticmethod
+    def logits(model: Wav2Vec2ForCTC, features: Tensor) -> Tensor:
+        backbone = backbone_of(model)
+        return model.lm_head(backbone.encoder(project_features(backbone, features)).last_hidden_state)
+
+
+class GatedFromAudio(FromAudio):
+    """The same of a `GatedStudent`: both models' logits, of which one is given out."""
+
+    def __init__(self, model: Wav2Vec2ForCTC, base: Wav2Vec2ForCTC, threshold: float):
+        super().__init__(model)
+        self.base, self.threshold = base, threshold
+
+    def forward(self, audio: Tensor) -> Tensor:
+        features = self.features(audio)
+        adapted, base = self.logits(self.model, features), self.logits(self.base, features)
+        frames = torch.full((base.shape[0],), base.shape[1])
+        return torch.where(mean_entropy(base, frames)[:, None, None] > self.threshold, adapted, base)
+
+
+def save_onnx(audio: FromAudio, student: Path, folder: Path) -> None:
+    """Write model.onnx, and beside it vocab.json and config.json.
+
+    Weights of matrix products are int8, a scale for each column, and their inputs are quantised as they come
+    (onnxruntime's dynamic quantisation); convolutions stay in float32.
+    """
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    samples = torch.export.Dim("samples", min=frame_geometry(audio.model.config)[0], max=LONGEST * SAMPLE_RATE)
+    example = torch.randn(1, 2 * SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = Path(temporary) / ONNX
+        program = torch.onnx.export(
+            audio.eval(),
+            (example,),
+            input_names=["audio"],
+            output_names=["logits"],
+            dynamic_shapes=({1: samples},),
+            dynamo=True,
+            verbose=False,
+        )
+        assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # the paths of this machine's source files
+        program.save(whole)
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)  # it recommends a preprocessing that changes nothing here
+        quantize_dynamic(
+            whole, folder / ONNX, weight_type=QuantType.QInt8, per_channel=True, op_types_to_quantize=["MatMul", "Gemm"]
+        )
+        root.setLevel(level)
+    audio.model.config.save_pretrained(folder)
+    shutil.copyfile(student / "vocab.json", folder / "vocab.json")
+    shutil.copyfile(student / "tokenizer_config.json", folder / "tokenizer_config.json")
+
+
+class OnnxStudent:
+    """What `save_onnx` wrote, on the CPU."""
+
+    def __init__(self, folder: Path):
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
+        self.vocabulary = Vocabulary.load(folder / "vocab.json")
+
+    def token_ids(self, samples: np.ndarray) -> np.ndarray:
+        """The best token of each frame, int64 [frames], of float32 [samples]."""
+        return self.session.run(None, {"audio": samples[None].astype(np.float32)})[0][0].argmax(-1)
+
+
+def size_mb(folder: Path) -> float:
+    """Of all its files, in MB (10^6 bytes)."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6

@@ -1,0 +1,72 @@
+"""The confidence gate: the adapter runs only where the base model is uncertain, so clean speech is left unchanged."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dqlora.data.batching import length_mask, pad_features
+from dqlora.data.storage import read_json, rerun
+from dqlora.models.lora import load_adapted
+from dqlora.models.wav2vec2 import EncoderCTC, base_of
+
+
+class GatedStudent(EncoderCTC):
+    """Transcribes a clip without the adapter where the base model is certain of it, and with the adapter elsewhere.
+
+    The base is certain of a clip if the mean entropy of its token distribution, in nats per frame, is at most
+    `threshold`.
+    """
+
+    def __init__(self, model: nn.Module, threshold: float):
+        super().__init__(model)
+        self.threshold = threshold
+
+    def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None) -> Tensor:
+        model: Any = self.model
+        with model.disable_adapter():
+            logits = super().forward(features, frames, time_mask)
+        uncertain = mean_entropy(logits, frames) > self.threshold
+        if uncertain.any():
+            logits[uncertain] = super().forward(
+                features[uncertain], frames[uncertain], time_mask if time_mask is None else time_mask[uncertain]
+            )
+        return logits
+
+
+def mean_entropy(logits: Tensor, frames: Tensor) -> Tensor:
+    """Entropy of the token distribution, nats per frame [batch], over the `frames` of [batch, longest, vocabulary]."""
+    log_probs = F.log_softmax(logits.float(), dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1)  # [batch, longest]
+    return (entropy * length_mask(frames, logits.shape[1])).sum(-1) / frames.clamp(min=1)
+
+
+@torch.inference_mode()
+def entropies(student: EncoderCTC, clips: Sequence[Tensor | np.ndarray]) -> list[float]:
+    """`mean_entropy` of each clip, CNN features [frames, conv_dim], as the student transcribes it."""
+    student.eval()
+    device = base_of(student.model).device
+    padded = ((features.to(device), frames.to(device)) for features, frames in map(pad_features, ([c] for c in clips)))
+    return [mean_entropy(student(features, frames), frames).item() for features, frames in padded]
+
+
+def entropy_threshold(adapter: Path) -> float | None:
+    """The threshold that the stage `fit_gate` left beside an adapter folder; None where the adapter is always on.
+
+    A fully trained student has no adapter to switch off, and so no gate.
+    """
+    if not (adapter / "adapter_config.json").exists():
+        return None
+    return read_json(
+        adapter.with_name("gate.json"), f"{rerun('fit_gate')}, or copy it along with the adapter's folder"
+    )["entropy_threshold"]
+
+
+def load_distilled(student: Path, adapter: Path, quantize: str, device: torch.device) -> EncoderCTC:
+    """The distilled student as a run left it, behind its gate if it has one."""
+    model, threshold = load_adapted(student, adapter, quantize, device), entropy_threshold(adapter)
+    return EncoderCTC(model) if threshold is None else GatedStudent(model, threshold)

@@ -1,0 +1,154 @@
+"""The teacher: a frozen Whisper. Its encoder gives features, its decoder transcripts."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+
+from dqlora.data.audio import FRAMES_PER_SECOND, SAMPLE_RATE
+from dqlora.data.batching import pad_waves
+from dqlora.errors import UserError, first_line
+from dqlora.models.wav2vec2 import frame_centre
+
+WINDOW = 30  # seconds, of Whisper's training
+# Seconds of silence behind a clip. Without the rest of the window features change a little, and the WER of a head on
+# them does not (`python -m benchmarks.window`).
+MARGIN = 4.0
+BATCH_SECONDS = {"cuda": 64 * WINDOW, "cpu": 4 * WINDOW}
+
+
+class Teacher:
+    """Whisper out of a safetensors folder, frozen."""
+
+    def __init__(self, folder: Path, device: torch.device):
+        # bf16 on a GPU; fp32 on the CPU, where half precision is slow and rounds differently from machine to machine
+        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        try:
+            self.model = WhisperForConditionalGeneration.from_pretrained(
+                folder, dtype=dtype, device_map={"": device}, use_safetensors=True, local_files_only=True
+            )
+            self._extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = WhisperTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise UserError(f"{folder}: cannot be loaded as a Whisper model ({first_line(error)})") from None
+        self.model.requires_grad_(False).eval()
+
+    @property
+    def width(self) -> int:
+        return self.model.config.d_model
+
+    def log_mel(self, clips: Sequence[np.ndarray], seconds: int = WINDOW) -> Tensor:
+        """Whisper's log-mel spectrogram [clips, 80 or 128, 100 seconds] of clips padded with silence to `seconds`.
+
+        As transformers' WhisperFeatureExtractor makes it, but on the model's device from start to end.
+
+        Parameters
+        ----------
+        clips
+            [samples] each, at 16 kHz: all of them int16, or all float32 within -1 and 1.
+        """
+        waves = pad_waves(clips, self.model.device, seconds * SAMPLE_RATE)
+        device, size = self.model.device, self._extractor.n_fft
+        window = torch.hann_window(size, device=device)
+        spectrum = torch.stft(
+            waves, size, self._extractor.hop_length, window=window, return_complex=True
+        )[..., :-1]  # fmt: skip
+        filters = torch.from_numpy(self._extractor.mel_filters).to(device, torch.float32)
+        log_mel = (filters.T @ spectrum.abs().square()).clamp(min=1e-10).log10()
+        log_mel = torch.maximum(log_mel, log_mel.amax((1, 2), keepdim=True) - 8.0)
+        return ((log_mel + 4.0) / 4.0).to(self.model.dtype)
+
+    @torch.inference_mode()
+    def encode(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Encoder features of each clip, float16 [ceil(50 seconds), width]; the padding's frames are dropped.
+
+        Whisper's window of 30 s is shortened to the clip and MARGIN, in whole seconds. A clip's features depend on it
+        alone: only clips with the same window are batched.
+
+        Parameters
+        ----------
+        clips
+            as of `log_mel`, at most 30 s each.
+        """
+        windows = [min(WINDOW, math.ceil(len(clip) / SAMPLE_RATE + MARGIN)) for clip in clips]
+        features: list[np.ndarray] = [np.empty(0)] * len(clips)
+
+        def collect(batch: list[int], hidden: Tensor, ready: Any) -> None:
+            if ready is not None:
+                ready.synchronize()
+            for number, rows in zip(batch, hidden.numpy(), strict=True):
+                features[number] = rows[: math.ceil(FRAMES_PER_SECOND * len(clips[number]) / SAMPLE_RATE)]
+
+        under_way: list[tuple[list[int], Tensor, Any]] = []  # on a GPU, one batch is padded while another is encoded
+        for seconds in sorted(set(windows)):
+            same = [number for number, window in enumerate(windows) if window == seconds]
+            at_once = max(1, BATCH_SECONDS[self.model.device.type] // seconds)
+            for start in range(0, len(same), at_once):
+                batch = same[start : start + at_once]
+                hidden = self._encoder(self.log_mel([clips[number] for number in batch], seconds)).half()
+                under_way.append((batch, *fetched(hidden)))
+                if len(under_way) > 1:
+                    collect(*under_way.pop(0))
+        for each in under_way:
+            collect(*each)
+        return features
+
+    def _encoder(self, log_mel: Tensor) -> Tensor:
+        """What WhisperEncoder computes, of a window of any length up to 30 s."""
+        encoder = self.model.model.encoder
+        hidden = F.gelu(encoder.conv2(F.gelu(encoder.conv1(log_mel)))).transpose(1, 2).contiguous()
+        hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
+        for layer in encoder.layers:
+            out = layer(hidden, None)
+            hidden = out[0] if isinstance(out, tuple) else out
+        return encoder.layer_norm(hidden)
+
+    @torch.inference_mode()
+    def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
+        """Greedy transcripts of clips, float32 [samples] at 16 kHz, at most 30 s."""
+        multilingual = (
+            {"language": language, "task": "transcribe"}
+            if getattr(self.model.generation_config, "is_multilingual", False)
+            else {}
+        )
+        tokens = self.model.generate(
+            self.log_mel(clips), num_beams=1, do_sample=False, max_new_tokens=200, **multilingual
+        )
+        return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def fetched(tensor: Tensor) -> tuple[Tensor, Any]:
+    """A tensor on its way to the CPU's memory, and the event after which it is there; None where it was there."""
+    if tensor.device.type != "cuda":
+        return tensor, None
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+    return there, ready
+
+
+def aligned_frames(student_config: Any, student_frames: int, teacher_frames: int) -> np.ndarray:
+    """The teacher's frame nearest in time to each of the student's, int64 [student_frames].
+
+    A student frame is centred on its receptive field, 12.5 ms after the hop starts. A Whisper frame is centred on
+    the hop's start: its STFT is centred, and both convolutions are symmetric. So frame i of the student lies
+    nearest to frame i + 1 of the teacher.
+    """
+    centres = np.array([frame_centre(student_config, frame) for frame in range(student_frames)])
+    nearest = np.rint(centres * FRAMES_PER_SECOND).astype(np.int64)
+    return np.minimum(nearest, teacher_frames - 1)
+
+
+def student_frames_at(student_config: Any, student_frames: int, teacher_frames: int) -> np.ndarray:
+    """The student's frame nearest in time to each of the teacher's, int64 [teacher_frames]."""
+    centres = np.array([frame_centre(student_config, frame) for frame in range(student_frames)])
+    times = np.arange(teacher_frames) / FRAMES_PER_SECOND
+    return np.abs(times[:, None] - centres).argmin(axis=1)

@@ -1,0 +1,172 @@
+"""The report: one HTML page with numbers, charts and clips to listen to, that asks for nothing outside itself."""
+
+import base64
+import io
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.evaluation.metrics import CONFIDENCE
+from dqlora.evaluation.results import (
+    CLEAN,
+    FEWEST_UTTERANCES,
+    SYSTEMS,
+    Estimate,
+    Row,
+    Scores,
+    best_and_worst,
+    compare,
+    verdict,
+)
+from dqlora.report.charts import Curve, curve_chart, legend, noise_chart, snr_chart
+from dqlora.report.templates import template
+
+# libsndfile maps 0..1 onto 160..8 kbit/s at 16 kHz: 24 kbit/s, so that 24 players of 30 s stay below 3 MB in base64
+MP3_COMPRESSION = (160 - 24) / (160 - 8)
+
+Sounds = Callable[[Row], tuple[np.ndarray, np.ndarray]]  # a row's clean and noisy clip, int16 or float32 [samples]
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What the page says of how the run was made."""
+
+    preset: str
+    seed: int
+    lambda_distill: float
+    teacher_input: str
+    quantize: str
+    adapt: str
+    rank: int
+    target: str
+    gate_quantile: float
+    language: str
+    bootstrap_draws: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the stages before left behind; a metric, a curve or a whole file may be missing (empty)."""
+
+    settings: RunSettings
+    evaluate: dict[str, Any]
+    train: dict[str, Any]
+    teacher: dict[str, Any]
+    loss: Curve
+    validation_wer: Curve
+    predictions: list[Row]
+    rejected: list[tuple[str, str, str, str]]  # made by, split, id, reason
+
+
+def render(inputs: Inputs, sounds: Sounds) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    inputs
+        metrics, curves and predictions of one run.
+    sounds
+        finds the clean and the noisy audio of a noisy prediction, 16 kHz; asked only for the clips that are shown.
+    """
+    rows = inputs.predictions
+    settings = inputs.settings
+    scores = Scores(rows, settings.language, settings.bootstrap_draws, settings.seed)
+    reductions = {condition: _reduction(inputs.evaluate, condition) for condition in ("noisy", CLEAN)}
+    conditions = scores.by("condition", noisy_only=False)
+    in_order = sorted(conditions, key=lambda group: math.inf if group.name == CLEAN else group.snr_db, reverse=True)
+    categories = scores.by("category", noisy_only=True)
+    best, worst = best_and_worst(rows, {system: scores.errors[system].word_edits for system in SYSTEMS})
+    best_step = metric(inputs.train, "best_step")
+    return template("report", "report.html.j2").render(
+        run=settings,
+        confidence=CONFIDENCE,
+        systems=SYSTEMS,
+        evaluate=lambda name: metric(inputs.evaluate, name),
+        train=lambda name: metric(inputs.train, name),
+        teacher=lambda name: metric(inputs.teacher, name),
+        overall={
+            condition: {"wer": scores.overall(condition == "noisy"), "cer": scores.overall(condition == "noisy", "cer")}
+            for condition in ("noisy", CLEAN)
+        },
+        reductions=reductions,
+        verdicts={condition: verdict(reduction) for condition, reduction in reductions.items()},
+        utterances=len({row["id"] for row in rows}),
+        conditions=in_order,
+        categories=categories,
+        fewest=FEWEST_UTTERANCES,
+        legend=legend(),
+        snr_chart=snr_chart(in_order) if in_order else None,
+        noise_chart=noise_chart(categories) if categories else None,
+        loss_chart=curve_chart(inputs.loss, "Training loss (nats)", "loss", best_step),
+        wer_chart=curve_chart(inputs.validation_wer, "Validation WER, noisy (%)", "distilled", best_step, 100),
+        rejected=group_rejected(inputs.rejected),
+        clips=[
+            (
+                "Where the distilled student improves most",
+                [_clip(scores, at, settings.language, sounds) for at in best],
+            ),
+            ("Where it does worst", [_clip(scores, at, settings.language, sounds) for at in worst]),
+        ],
+    )
+
+
+def metric(values: dict[str, Any], name: str) -> float | None:
+    """The metric of a dotted name, None where it is missing or no finite number."""
+    value: Any = values
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _reduction(evaluate: dict[str, Any], condition: str) -> Estimate:
+    names = ("relative", "ci_low", "ci_high")
+    return Estimate(*(metric(evaluate, f"wer_reduction.{condition}.{name}") for name in names))
+
+
+def group_rejected(items: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:
+    """Utterances and recordings rejected, by who did it, split and reason, the most frequent first."""
+    names = defaultdict(list)
+    for made_by, split, item, reason in items:
+        names[made_by, split, reason].append(item)
+    fields = ("made_by", "split", "reason")
+    grouped = [dict(zip(fields, key, strict=True)) | {"ids": ids} for key, ids in names.items()]
+    return sorted(grouped, key=lambda group: -len(group["ids"]))
+
+
+def mp3_uri(samples: np.ndarray) -> str:
+    """16 kHz mono audio [samples] as a data URI that every browser plays."""
+    file = io.BytesIO()
+    soundfile.write(
+        file,
+        samples,
+        SAMPLE_RATE,
+        format="MP3",
+        subtype="MPEG_LAYER_III",
+        bitrate_mode="CONSTANT",
+        compression_level=MP3_COMPRESSION,
+    )
+    return "data:audio/mpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def _clip(scores: Scores, at: int, language: str, sounds: Sounds) -> dict[str, Any]:
+    row = scores.rows[at]
+    clean, noisy = sounds(row)
+    transcripts = []
+    for system, name in SYSTEMS.items():
+        words = compare(row["reference"], row[system], language)
+        transcripts.append({"name": name, "words": words, "edits": int(scores.errors[system].word_edits[at])})
+    return {
+        "row": row,
+        "clean": mp3_uri(clean),
+        "noisy": mp3_uri(noisy),
+        "seconds": len(noisy) / SAMPLE_RATE,
+        "words": int(scores.errors["base"].words[at]),
+        "saved": int(scores.errors["base"].word_edits[at] - scores.errors["distilled"].word_edits[at]),
+        "transcripts": transcripts,
+    }

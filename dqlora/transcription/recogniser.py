@@ -1,0 +1,142 @@
+"""The recogniser: a student, adapted or not, or an export, that transcribes recordings of any length."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from transformers import Wav2Vec2Config
+
+from dqlora.data.audio import FRAME_HOP, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, BadAudio, stream_audio
+from dqlora.data.storage import read_json, rerun
+from dqlora.data.text import Vocabulary
+from dqlora.errors import UserError
+from dqlora.models.export import ONNX, OnnxStudent
+from dqlora.models.gate import load_distilled
+from dqlora.models.pretrained import locate_student
+from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, frames_of, load_student
+from dqlora.transcription.segmentation import Window, windows
+from dqlora.transcription.words import BREAK, Word, words_of
+
+
+class Recogniser:
+    """A student, adapted or not, that transcribes a window of speech."""
+
+    def __init__(self, student: EncoderCTC, vocabulary: Vocabulary, device: torch.device):
+        self.student, self.vocabulary, self.device = student, vocabulary, device
+        self.config = base_of(student.model).config
+
+    def token_ids(self, samples: np.ndarray) -> np.ndarray:
+        """The best token of each frame, int64 [frames], of float32 [samples]; silence is blank."""
+        frames = frames_of(self.config, len(samples))
+        if frames == 0 or np.abs(samples).max() < SILENCE_PEAK:
+            return np.full(frames, self.vocabulary.blank)
+        return self.best(samples)
+
+    @torch.inference_mode()
+    def best(self, samples: np.ndarray) -> np.ndarray:
+        """`token_ids` of what is long and loud enough."""
+        features = cnn_features(self.student.model, samples)
+        logits = self.student(features[None], torch.tensor([len(features)], device=self.device))
+        return logits[0].argmax(-1).cpu().numpy()
+
+
+class OnnxRecogniser(Recogniser):
+    """An ONNX export, on the CPU."""
+
+    def __init__(self, folder: Path):
+        self.onnx = OnnxStudent(folder)
+        self.vocabulary = self.onnx.vocabulary
+        self.config = Wav2Vec2Config.from_pretrained(folder)
+
+    def best(self, samples: np.ndarray) -> np.ndarray:
+        return self.onnx.token_ids(samples)
+
+
+def newest_run(models: Path = Path("models")) -> Path:
+    """The adapter folder that was written last below `models`."""
+    adapters = sorted(models.glob("*/adapter/run.json"), key=lambda path: path.stat().st_mtime)
+    if not adapters:
+        raise UserError(f"{models}: no trained adapter; run `dvc repro`, or name a model with --model")
+    return adapters[-1].parent
+
+
+def base_of_run(adapter: Path) -> tuple[Path, str]:
+    """The folder of the student that a run adapted, and how that was quantised."""
+    run = read_json(adapter / "run.json", rerun("train"))
+    student = Path(run["student"])
+    if not student.is_dir():
+        raise UserError(f"{adapter}: its base, {student}, is not here; run from the project's root, after `dvc repro`")
+    return student, run["quantize"]
+
+
+def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
+    """Load what is to transcribe.
+
+    Parameters
+    ----------
+    source
+        a run's adapter folder, the folder of a Wav2Vec2ForCTC, exported or not, the folder of an ONNX export, or
+        owner/name@revision on the hub; None for the newest run.
+
+    Raises
+    ------
+    UserError
+        if there is no such model, or it is none of these.
+    """
+    folder = newest_run() if source is None else Path(source)
+    if (folder / ONNX).exists():
+        return OnnxRecogniser(folder)
+    if (folder / "run.json").exists():
+        student, quantize = base_of_run(folder)
+        return Recogniser(
+            load_distilled(student, folder, quantize, device), Vocabulary.load(student / "vocab.json"), device
+        )
+    if not folder.is_dir() and "@" not in str(source):
+        raise UserError(f"--model {source}: no such folder; a model on the hub is owner/name@revision")
+    hub = not folder.is_dir() and not str(source).startswith("hf://")
+    student, _ = locate_student(f"hf://{source}" if hub else str(source))
+    return Recogniser(
+        EncoderCTC(load_student(student, "none", device)), Vocabulary.load(student / "vocab.json"), device
+    )
+
+
+def transcribe_file(
+    recogniser: Recogniser, file: BinaryIO, on_progress: Callable[[float, float], None] = lambda done, all: None
+) -> list[Word]:
+    """Words of an open recording of any length.
+
+    Parameters
+    ----------
+    on_progress
+        called with the seconds transcribed so far and those of the whole.
+
+    Raises
+    ------
+    BadAudio
+        as `stream_audio`, or shorter than a word.
+    """
+    seconds, blocks = stream_audio(file)
+    if seconds < MIN_SECONDS:
+        raise BadAudio(f"{seconds:.2f} s, shorter than {MIN_SECONDS} s")
+
+    def token_ids() -> Iterator[int]:
+        for window in windows(blocks):
+            yield from own_token_ids(recogniser, window)
+            if window.ends_in_pause:
+                yield BREAK
+            on_progress(min(seconds, window.own[1] * FRAME_HOP / SAMPLE_RATE), seconds)
+
+    return list(words_of(token_ids(), recogniser.vocabulary))
+
+
+def own_token_ids(recogniser: Recogniser, window: Window) -> list[int]:
+    """The best tokens of the window's own frames; those outside its samples are blank."""
+    first, last = window.own
+    own = np.full(last - first, recogniser.vocabulary.blank)
+    inside = recogniser.token_ids(window.samples)
+    begin, end = max(first, window.first_frame), min(last, window.first_frame + len(inside))
+    if end > begin:
+        own[begin - first : end - first] = inside[begin - window.first_frame : end - window.first_frame]
+    return own.tolist()

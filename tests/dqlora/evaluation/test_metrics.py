@@ -1,0 +1,84 @@
+import jiwer
+import numpy as np
+import pytest
+
+from dqlora.evaluation.metrics import (
+    Errors,
+    count_errors,
+    metrics_of,
+    relative_wer_reduction,
+    score,
+    summed,
+    wer_by,
+)
+
+
+def test_counts_agree_with_jiwer_over_the_corpus() -> None:
+    references = ["the cat sat on the mat", "twenty one colours", "a b c d"]
+    hypotheses = ["the cat sat on mat", "21 colors", "a x c d e"]
+    errors = count_errors(references, hypotheses, "en")
+    assert errors.word_edits.tolist() == [1, 0, 2]
+    assert errors.wer == pytest.approx(
+        jiwer.wer(["the cat sat on the mat", "21 colors", "a b c d"], ["the cat sat on mat", "21 colors", "a x c d e"])
+    )
+
+
+def test_a_reference_without_words_counts_insertions() -> None:
+    errors = count_errors(["uh", "one word"], ["two words", ""], "en")
+    assert errors.words.tolist() == [0, 2]
+    assert errors.word_edits.tolist() == [2, 2]
+
+
+def random_errors(rng: np.random.Generator, rate: float) -> Errors:
+    words = np.full(400, 10)
+    edits = rng.binomial(10, rate, 400)
+    return Errors(edits, words, edits, words)
+
+
+def test_the_interval_holds_the_true_reduction_and_shrinks_when_paired() -> None:
+    rng = np.random.default_rng(0)
+    base, better = random_errors(rng, 0.5), random_errors(rng, 0.4)
+    reduction = relative_wer_reduction(base, better, draws=2000, seed=0)
+    assert reduction["ci_low"] < 0.2 < reduction["ci_high"]
+    assert reduction["ci_low"] > 0
+    paired = Errors(np.maximum(base.word_edits - 1, 0), base.words, base.char_edits, base.chars)
+    narrow = relative_wer_reduction(base, paired, draws=2000, seed=0)
+    assert narrow["ci_high"] - narrow["ci_low"] < 0.5 * (reduction["ci_high"] - reduction["ci_low"])
+
+
+def test_a_system_against_itself_reduces_nothing() -> None:
+    base = random_errors(np.random.default_rng(0), 0.3)
+    assert relative_wer_reduction(base, base, 1000, 0) == {"relative": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+
+
+def test_the_interval_comes_from_the_seed() -> None:
+    rng = np.random.default_rng(1)
+    base, better = random_errors(rng, 0.5), random_errors(rng, 0.45)
+    assert relative_wer_reduction(base, better, 1000, 3) == relative_wer_reduction(base, better, 1000, 3)
+    assert relative_wer_reduction(base, better, 1000, 3) != relative_wer_reduction(base, better, 1000, 4)
+
+
+def test_conditions_add_up_by_utterance() -> None:
+    one = count_errors(["a b", "c d"], ["a", "c d"], "en")
+    assert summed([one, one]).words.tolist() == (2 * one.words).tolist()
+    with pytest.raises(AssertionError):
+        relative_wer_reduction(one, summed([one, one]), 100, 0)
+
+
+def test_rates_are_by_condition_and_their_mean_over_the_snrs() -> None:
+    said = {"clean": "a b c d", "5 dB": "a b c x", "0 dB": "a x x x"}
+    rows = [{"id": "u", "condition": name, "reference": "a b c d", "base": text} for name, text in said.items()]
+    found = metrics_of(score(rows, "base", "xx"))
+    assert found["clean"] == {"wer": 0.0, "cer": 0.0}
+    assert {snr: rates["wer"] for snr, rates in found["snr"].items()} == {"5": 0.25, "0": 0.75}
+    assert found["noisy"]["wer"] == 0.5 and found["noisy"]["cer"] == pytest.approx((1 / 7 + 3 / 7) / 2)
+
+
+def test_noisy_clips_are_grouped_by_what_they_share() -> None:
+    noisy = [("road", "a b", "x b"), ("fan", "a b", "x x"), ("fan", "a b c d e f", "a b c d e f")]
+    rows = [{"reference": text, "category": noise, "base": said, "teacher": text} for noise, text, said in noisy]
+    rows.append({"reference": "a b", "base": "x x", "teacher": "x x"})  # clean
+    assert wer_by(rows, "category", ("base", "teacher"), "xx") == [
+        {"category": "fan", "clips": 2, "base": 0.25, "teacher": 0.0},
+        {"category": "road", "clips": 1, "base": 0.5, "teacher": 0.0},
+    ]

@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from dqlora.evaluation.results import SYSTEMS, Estimate, Scores, best_and_worst, compare, verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0.01, 0.2, "better"),
+        (-0.1, 0.2, "no difference shown"),
+        (0.0, 0.2, "no difference shown"),
+        (-0.2, -0.1, "worse"),
+    ],
+)
+def test_verdict(low: float, high: float, expected: str) -> None:
+    assert verdict(Estimate(0.0, low, high)) == expected
+
+
+def test_cer_counts_characters_and_has_its_interval() -> None:
+    hypotheses = ["bat", "cat", "cat", "cot", "cat", "dog"]
+    rows = [{"id": f"u{at}", "condition": "clean", "reference": "cat"} for at in range(len(hypotheses))]
+    scores = Scores(
+        [row | dict.fromkeys(SYSTEMS, text) for row, text in zip(rows, hypotheses, strict=True)], "en", 500, 0
+    )
+    wer, cer = scores.overall(noisy=False)["base"], scores.overall(noisy=False, rate="cer")["base"]
+    assert (wer.value, cer.value) == (3 / 6, 5 / 18)
+    for rate in (wer, cer):
+        assert rate.low is not None and rate.high is not None and 0 <= rate.low < rate.value < rate.high <= 1
+    assert cer.high < wer.high
+
+
+def test_compare_marks_each_difference() -> None:
+    words = compare("The cat sat down on the mat.", "the cap sat on the red mat", "en")
+    assert [(word.kind, word.text) for word in words] == [
+        ("same", "the"),
+        ("substituted", "cap"),
+        ("same", "sat"),
+        ("deleted", "down"),
+        ("same", "on"),
+        ("same", "the"),
+        ("inserted", "red"),
+        ("same", "mat"),
+    ]
+    assert words[1].instead_of == "cat"
+    assert [word.kind for word in compare("", "uh huh", "xx")] == ["inserted", "inserted"]
+    assert [word.kind for word in compare("one word", "", "xx")] == ["deleted", "deleted"]
+
+
+def test_an_utterance_is_shown_once_and_improvements_are_real() -> None:
+    rows = [{"id": f"u{at % 4}", "condition": "5 dB"} for at in range(8)] + [{"id": "u0", "condition": "clean"}]
+    base = np.array([5, 4, 3, 2, 9, 4, 3, 2, 9])
+    distilled = np.array([1, 4, 6, 2, 9, 3, 3, 2, 0])
+    best, worst = best_and_worst(rows, {"base": base, "distilled": distilled})
+    assert best == [0, 5]  # saved 4 and 1; the clean row does not count
+    assert worst == [2, 3]

@@ -1,0 +1,109 @@
+import io
+import os
+from pathlib import Path
+
+import jiwer
+import numpy as np
+import pyarrow.parquet
+import pytest
+import torch
+
+from dqlora.data.audio import BadAudio, read_audio
+from dqlora.errors import UserError
+from dqlora.transcription.recogniser import Recogniser, load_recogniser, newest_run, transcribe_file
+from tests.conftest import RATE, ROOT, tone, wav_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def mini() -> Recogniser:
+    return load_recogniser(str(ROOT / "presets/mini/student"), CPU)
+
+
+@pytest.fixture(scope="module")
+def clips() -> list[np.ndarray]:
+    table = pyarrow.parquet.read_table(ROOT / "presets/mini/speech/test/0000.parquet", columns=["audio"])
+    return [read_audio(row["audio"]["bytes"]) for row in table.to_pylist()[:8]]
+
+
+def wav(samples: np.ndarray) -> io.BytesIO:
+    return io.BytesIO(wav_bytes(samples, subtype="FLOAT"))
+
+
+def test_one_clip_is_transcribed_as_it_is_alone(mini: Recogniser, clips: list[np.ndarray]) -> None:
+    seen: list[tuple[float, float]] = []
+    words = transcribe_file(mini, wav(clips[0]), lambda done, whole: seen.append((done, whole)))
+    assert " ".join(word.text for word in words) == mini.vocabulary.decode(mini.token_ids(clips[0]).tolist())
+    assert seen[-1][0] == pytest.approx(seen[-1][1], abs=0.05)
+
+
+def test_joined_clips_lose_and_double_no_words(mini: Recogniser, clips: list[np.ndarray]) -> None:
+    """Cut at its pauses, each clip is heard alone, so the words are the same; their times are moved."""
+    gap = np.zeros(round(0.8 * RATE), np.float32)
+    joined = np.concatenate([part for clip in clips for part in (gap, clip)])
+    words = transcribe_file(mini, wav(joined))
+    starts = np.cumsum([len(gap) + len(clip) for clip in clips]) - [len(clip) for clip in clips]
+    alone = [transcribe_file(mini, wav(clip)) for clip in clips]
+    expected = [(word, start / RATE) for start, words in zip(starts, alone, strict=True) for word in words]
+    compared = jiwer.process_words(" ".join(w.text for w, _ in expected), " ".join(w.text for w in words))
+    assert compared.wer < 0.01
+    firsts = [starts[n] / RATE + alone[n][0].start for n in range(len(clips))]
+    for first in firsts:
+        assert min(abs(word.start - first) for word in words) < 0.05
+
+
+@pytest.mark.parametrize("shift", [1, 80, 160, 3333])
+def test_a_shift_changes_no_word(shift: int, mini: Recogniser, clips: list[np.ndarray]) -> None:
+    rng = np.random.default_rng(0)
+    for clip in clips:
+        noisy = clip + 0.003 * rng.standard_normal(len(clip)).astype(np.float32)
+        quiet = 0.003 * rng.standard_normal(RATE + shift).astype(np.float32)
+        there = transcribe_file(mini, wav(np.concatenate([quiet, noisy, quiet])))
+        assert [word.text for word in there] == [word.text for word in transcribe_file(mini, wav(noisy))]
+
+
+def test_words_start_when_they_are_said(mini: Recogniser, clips: list[np.ndarray]) -> None:
+    """The first word of a clip begins with its first sound, which is known."""
+    for clip in clips:
+        power = (clip[: len(clip) // 160 * 160].reshape(-1, 160) ** 2).mean(axis=1)
+        onset = np.flatnonzero(power > power.max() * 1e-4)[0] / 100
+        assert transcribe_file(mini, wav(clip))[0].start == pytest.approx(onset, abs=0.15)
+
+
+def test_silence_says_nothing(mini: Recogniser) -> None:
+    assert transcribe_file(mini, wav(np.zeros(20 * RATE, np.float32))) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "reason"),
+    [
+        (b"", "empty file"),
+        (b"some words " * 50, "not readable as audio"),
+        (wav_bytes(tone(2.0))[:5000], "truncated file"),
+        (wav_bytes(tone(0.01)), "0.01 s, shorter than 0.3 s"),
+        (wav_bytes(np.full(RATE, np.nan, np.float32), subtype="FLOAT"), "NaN or infinite samples"),
+        (wav_bytes(np.zeros(0, np.float32)), "no samples"),
+    ],
+)
+def test_what_is_no_speech_is_named(file: bytes, reason: str, mini: Recogniser) -> None:
+    with pytest.raises(BadAudio, match=reason):
+        transcribe_file(mini, io.BytesIO(file))
+
+
+def test_a_model_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source, message in {
+        None: "no trained adapter; run `dvc repro`",
+        "nowhere": "no such folder; a model on the hub",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            load_recogniser(source, CPU)
+    for number, name in enumerate(("older", "newer")):
+        folder = tmp_path / "models" / name / "adapter"
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"student": "gone", "quantize": "nf4"}')
+        os.utime(folder / "run.json", (number, number))
+    assert newest_run() == Path("models/newer/adapter")
+    with pytest.raises(UserError, match="its base, gone, is not here"):
+        load_recogniser(None, CPU)
