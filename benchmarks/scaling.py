@@ -1,10 +1,10 @@
-"""How time and disk grow with hours of speech: mixing, the teacher's features, and training, stage by stage.
+"""How time and disk grow with hours of speech, stage by stage: mixing, features, targets and training.
 
 python -m benchmarks.scaling --hours 0.1 --hours 1 [--output FILE.json]
 
 Each size is a corpus of clips of 10 s, cut out of the mini preset's speech and noise (after `dvc repro`), on which the
-pipeline's own stages run in a temporary folder: mix, encode_teacher and train, the latter for a few steps. Takes some
-0.7 GB of disk an hour.
+pipeline's own stages run in a temporary folder, from mix to train, the latter for a few steps. Takes some 1 GB of disk
+an hour.
 """
 
 import json
@@ -23,22 +23,24 @@ import typer
 import yaml
 from tqdm import tqdm
 
-from dqlora.audio import SAMPLE_RATE
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
 from dqlora.errors import UserError, run_stage
-from dqlora.storage import Packed, PackedWriter, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = 10  # seconds
+DATA = ("clean", "noisy", "cnn_features", "teacher", "targets")
+STAGES = ("mix", "extract_features", "encode_teacher", "make_targets", "train")
 STEPS = 8
 
 
 def write_corpus(source: Path, folder: Path, hours: float) -> None:
     """Clips of CLIP seconds: the source's, one after another, each time begun elsewhere. Texts fit any student."""
-    packed = Packed(source)
-    whole = np.concatenate([packed[item["id"]] for item in packed.items])
+    clips = RaggedArray(source)
+    whole = np.concatenate([clips[item["id"]] for item in clips.items])
     count, length = math.ceil(hours * 3600 / CLIP), CLIP * SAMPLE_RATE
     starts = np.random.default_rng(0).integers(0, len(whole) - length, count)
-    with PackedWriter(folder, "int16") as out:
+    with RaggedArrayWriter(folder, "int16") as out:
         for number, start in enumerate(starts):
             out.append(whole[start : start + length], id=f"clip{number}", text="A TEXT", transcript="a text")
 
@@ -72,15 +74,10 @@ def measure(hours: float, models: Path, data: Path) -> dict[str, float]:
         for split in ("validation", "test"):
             write_corpus(data / "clean" / split, made / "clean" / split, 20 / 3600)
         shutil.copytree(data / "noise", made / "noise")
-        found = {"hours": hours, "mix_seconds": run("mix", project), "encode_seconds": run("encode_teacher", project)}
-        found["train_seconds"] = run("train", project)  # CNN features, targets and STEPS steps
+        found = {"hours": hours, **{f"{stage}_seconds": run(stage, project) for stage in STAGES}}
         report: dict[str, Any] = json.loads((project / "metrics/train.json").read_text())
-        found["train_audio_seconds_per_second"] = report["audio_seconds_per_second"]
-        found["train_memory_mb"] = max(report["peak_memory_mb"].values())
-        for name in ("clean", "noisy", "teacher"):
-            found[f"{name}_mb"] = disk_mb(made / name)
-        found["cnn_features_mb"] = disk_mb(project / "models/mini/checkpoints")
-        return found
+        found |= {f"train_{name}": report[name] for name in ("rtfx", "peak_rss_mb", "peak_gpu_mb")}
+        return found | {f"{name}_mb": disk_mb(made / name) for name in DATA}
 
 
 def main(

@@ -3,7 +3,7 @@
 python -m benchmarks.training [--small] [--rounds 3] [--profile] [--output FILE.json]
 
 The student has wav2vec2-base's architecture, the teacher whisper-base's encoder, both with random weights: speed does
-not depend on them. Ours and the peers take turns; the table has the medians, in seconds of audio per second. Needs a
+not depend on them. Ours and the peers take turns; the table has the medians of throughput, × real time. Needs a
 GPU and no network; --small is for a CPU. The floor is the arithmetic of a step at the rate that a large bf16 matrix
 product reaches on the same machine in the same run.
 """
@@ -33,19 +33,22 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from dqlora.audio import FRAMES_PER_SECOND, SAMPLE_RATE, to_float32, to_int16
-from dqlora.batching import Batch, Example, collate, endless_batches, made_ahead
 from dqlora.config import Budget, Params, load_params
+from dqlora.data.audio import FRAMES_PER_SECOND, SAMPLE_RATE, to_float32, to_int16
+from dqlora.data.batching import Batch, Example, collate, endless_batches, prefetch
+from dqlora.data.mixing import mix_int16
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
+from dqlora.data.text import Vocabulary
+from dqlora.device import default_device
 from dqlora.errors import UserError, quieten_libraries, run_stage
-from dqlora.mixing import mix_int16
-from dqlora.objective import Objective
-from dqlora.randomness import seed_torch
-from dqlora.storage import Packed, PackedWriter, write_json
-from dqlora.student import load_student
-from dqlora.teacher import Teacher
-from dqlora.text import Vocabulary
-from dqlora.training import Progress, read_batched, train_student
-from stages.train import adapt, write_cnn_features
+from dqlora.models.lora import adapt
+from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe_batch
+from dqlora.models.whisper import Teacher
+from dqlora.seeding import seed_torch
+from dqlora.training.loop import Plan, Progress, TrainingData, train_student
+from dqlora.training.objective import DistillationLoss
+from dqlora.training.precompute import write_cnn_features
+from dqlora.training.targets import make_target
 
 CLIP = 10  # seconds
 LABELS = 120  # a clip
@@ -81,7 +84,7 @@ class Sizes:
 
     def __init__(self, small: bool, folder: Path, device: torch.device | None = None):
         self.small, self.folder = small, folder
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or default_device()
         self.clips, self.batch_seconds, self.steps = (12, 40, 6) if small else (320, 320, 300)
         self.repeats = 1 if small else 10
         torch.manual_seed(0)
@@ -117,24 +120,22 @@ def train_ours(
 ) -> Progress:
     """Training as stages.train does it, `validations` times a stretch of the same number of steps."""
     params = Params.model_validate({**load_params().model_dump(), **changes})
-    model = adapt(load_student(sizes.folder / "student", "nf4", sizes.device), params)
-    vocabulary = Vocabulary.load(VOCABULARY)
-    width = examples[0].teacher.shape[1] if examples[0].teacher is not None else None
+    model = load_student(sizes.folder / "student", "nf4", sizes.device)
+    model = adapt(model, params.student.adapt, params.lora, params.train.dropout, params.seed)
+    data = TrainingData(examples, examples[:1], Vocabulary.load(VOCABULARY), "en")
+    assert examples[0].target is not None
+    width = examples[0].target.shape[1]
     seed_torch(params.seed, "objective")
-    objective = Objective(model, vocabulary.blank, params.distill, width)
+    loss = DistillationLoss(model, data.vocabulary.blank, make_target(params.distill), width, lambda_distill=1.0)
     every = max(1, sizes.steps // validations)
+    budget = Budget(steps=validations * every, batch_seconds=sizes.batch_seconds, validate_every=every)
+    plan = Plan(params.train.model_copy(update={"patience": 10**6}), budget, seed=0)
     with tempfile.TemporaryDirectory() as temporary:
-        return train_student(
-            objective, examples, examples[:1], vocabulary, "en", params.train.model_copy(update={"patience": 10**6}),
-            Budget(
-                head_steps=0, steps=validations * every, batch_seconds=sizes.batch_seconds, validate_every=every
-            ),
-            1.0, 0, Path(temporary) / "state.safetensors", Accelerator(), on_point=on_point,
-        )  # fmt: skip
+        return train_student(loss, data, plan, Path(temporary) / "state.safetensors", Accelerator(), on_point)
 
 
 def stretches(progress: Progress, times: list[float]) -> list[float]:
-    """Seconds of audio a second of each stretch of training, given when each point of the curve came."""
+    """Throughput of each stretch of training, given when each point of the curve came."""
     audio = progress.audio_seconds / (len(times) - 1)
     return [audio / (after - before) for before, after in itertools.pairwise(times)]
 
@@ -159,7 +160,7 @@ def our_training(
     if profiler:
         print_kernels(profiler, progress.step // STRETCHES)
     return {
-        "audio_seconds_per_second": statistics.median(stretches(progress, times)[2 if profile else 1 :]),
+        "rtfx": statistics.median(stretches(progress, times)[2 if profile else 1 :]),
         "warm_up_seconds": times[1] - times[0],
         "gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0,
     }
@@ -228,7 +229,7 @@ def usual_training(sizes: Sizes, clips: int, quantised: bool) -> dict[str, float
     return measured(step, clips * CLIP, sizes.repeats)
 
 
-def notebook_training(sizes: Sizes) -> dict[str, float]:
+def clipwise_training(sizes: Sizes) -> dict[str, float]:
     """A clip at a time, the teacher online, its spectrogram on the CPU, in float32, every parameter."""
     model = Wav2Vec2ForCTC.from_pretrained(sizes.folder / "student", mask_time_prob=0.0).to(sizes.device).train()
     teacher = WhisperForConditionalGeneration.from_pretrained(sizes.folder / "teacher", dtype=torch.float32)
@@ -242,12 +243,12 @@ def notebook_training(sizes: Sizes) -> dict[str, float]:
     def step() -> None:
         with torch.no_grad():
             mel = extractor(wave[0].numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
-            heard = encoder(mel.to(sizes.device)).last_hidden_state
+            features = encoder(mel.to(sizes.device)).last_hidden_state
         log_probs = model(wave.to(sizes.device)).logits.log_softmax(-1)
         frames = log_probs.shape[1]
         ctc = F.ctc_loss(log_probs.transpose(0, 1), labels, torch.tensor([frames]), torch.tensor([LABELS]), blank=0)
-        letters = F.interpolate(head(heard).transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
-        (ctc + 0.7 * F.kl_div(log_probs, letters.softmax(-1), reduction="batchmean")).backward()
+        targets = F.interpolate(head(features).transpose(1, 2), size=frames, mode="linear").transpose(1, 2)
+        (ctc + 0.7 * F.kl_div(log_probs, targets.softmax(-1), reduction="batchmean")).backward()
         optimiser.step()
         optimiser.zero_grad()
         ctc.item()
@@ -261,7 +262,7 @@ def measured(call: Callable[[], Any], audio_seconds: float, repeats: int) -> dic
         torch.cuda.reset_peak_memory_stats()
     rate = audio_seconds / seconds_of(call, repeats)
     gib = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    return {"audio_seconds_per_second": rate, "gib": gib}
+    return {"rtfx": rate, "gib": gib}
 
 
 def clips_of(sizes: Sizes, count: int, seconds: float) -> list[np.ndarray]:
@@ -307,30 +308,28 @@ def usual_cnn_features(sizes: Sizes) -> dict[str, float]:
     @torch.inference_mode()
     def encode() -> None:
         for item in clips.items:
-            heard = extractor(to_float32(clips[item["id"]]), sampling_rate=SAMPLE_RATE, return_tensors="pt")
-            model.wav2vec2.feature_extractor(heard.input_values.to(sizes.device)).half().cpu()
+            audio = extractor(to_float32(clips[item["id"]]), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+            model.wav2vec2.feature_extractor(audio.input_values.to(sizes.device)).half().cpu()
 
     return measured(encode, clips.values.shape[0] / SAMPLE_RATE, 1)
 
 
-def spoken(sizes: Sizes) -> Packed:
+def spoken(sizes: Sizes) -> RaggedArray:
     """Clips of different lengths, on disk."""
-    with PackedWriter(sizes.folder / "clips", "int16") as out:
+    with RaggedArrayWriter(sizes.folder / "clips", "int16") as out:
         for number in range(3 if sizes.small else 1000):
             seconds = 3 + 11 * (number * 0.618 % 1)  # spread evenly
             out.append(to_int16(clips_of(sizes, 1, seconds)[0]), id=str(number))
-    return Packed(sizes.folder / "clips")
+    return RaggedArray(sizes.folder / "clips")
 
 
-def our_reading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
+def our_transcribing(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
     """Greedy transcripts of CNN features, batched."""
-    from dqlora.student import FromFeatures
-
-    model = FromFeatures(load_student(sizes.folder / "student", "nf4", sizes.device)).eval()
+    model = EncoderCTC(load_student(sizes.folder / "student", "nf4", sizes.device)).eval()
     vocabulary = Vocabulary.load(VOCABULARY)
     features = [example.features for example in examples]
     longest = sizes.batch_seconds * FRAMES_PER_SECOND
-    return measured(lambda: read_batched(model, features, vocabulary, longest), len(features) * CLIP, 1)
+    return measured(lambda: transcribe_batch(model, features, vocabulary, longest), len(features) * CLIP, 1)
 
 
 def loading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
@@ -345,7 +344,7 @@ def loading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
     def epoch() -> None:
         left = len(examples)
         batches = endless_batches(lengths, longest, seed=0)
-        made = made_ahead(batch_of, batches, sizes.device)
+        made = prefetch(batch_of, batches, sizes.device)
         while left > 0:
             left -= len(next(made).labels)
         made.close()
@@ -354,7 +353,7 @@ def loading(sizes: Sizes, examples: list[Example]) -> dict[str, float]:
 
 
 def mixing(sizes: Sizes) -> dict[str, float]:
-    """Seconds of mixture a second, on one core."""
+    """On one core."""
     speech, noise = (sizes.rng.normal(0, 3000, CLIP * SAMPLE_RATE * n).astype(np.int16) for n in (1, 6))
     return measured(lambda: mix_int16(speech, noise, 5.0, sizes.rng), CLIP, sizes.repeats)
 
@@ -370,20 +369,20 @@ def main(
     with tempfile.TemporaryDirectory() as temporary:
         sizes = Sizes(small, Path(temporary))
         width = sizes.student_config.hidden_size
-        letters, features = sizes.examples(32), sizes.examples(width)
+        logits, features = sizes.examples(32), sizes.examples(width)
         layer = sizes.student_config.num_hidden_layers
         params = load_params()
-        notebook = {
+        narrow = {
             "lora": {**params.lora.model_dump(), "r": 8, "alpha": 16, "target_modules": ATTENTION},
-            "distill": {**params.distill.model_dump(), "target": "base_letters"},
+            "distill": {**params.distill.model_dump(), "target": "base_logits"},
         }
         default = {"distill": {**params.distill.model_dump(), "layer": min(params.distill.layer, layer)}}
         short = 30 if small else 10
         measurements: dict[str, Callable[[], dict[str, float]]] = {
-            "train: notebook's loop": lambda: notebook_training(sizes),
+            "train: one clip at a time, teacher online": lambda: clipwise_training(sizes),
             "train: usual full fine-tuning, 32 clips": lambda: usual_training(sizes, 2 if small else 32, False),
             "train: usual QLoRA, 32 clips": lambda: usual_training(sizes, 2 if small else 32, True),
-            "train: ours, LoRA r 8 on attention, letters": lambda: our_training(sizes, letters, notebook, profile),
+            "train: ours, LoRA r 8 on attention, logits": lambda: our_training(sizes, logits, narrow, profile),
             "train: ours, params.yaml": lambda: our_training(sizes, features, default, profile),
             "encode 30 s clips: transformers": lambda: usual_encoding(sizes, 30),
             "encode 30 s clips: ours": lambda: our_encoding(sizes, 30),
@@ -391,7 +390,7 @@ def main(
             f"encode {short} s clips: ours": lambda: our_encoding(sizes, short),
             "student's CNN, clips of 3 to 14 s: transformers": lambda: usual_cnn_features(sizes),
             "student's CNN, clips of 3 to 14 s: ours": lambda: our_cnn_features(sizes),
-            "read test clips from CNN features: ours": lambda: our_reading(sizes, letters),
+            "transcribe test clips from CNN features: ours": lambda: our_transcribing(sizes, logits),
             "load batches: ours": lambda: loading(sizes, features),
             "mix, one core: ours": lambda: mixing(sizes),
         }
@@ -408,20 +407,20 @@ def main(
         for name, several in found.items()
     }
     if floor is not None:
-        print(f"floor of a training step: {floor:.0f} audio s/s")
-    print("\n| | audio s/s | ratio to the peer | GiB |")
+        print(f"floor of a training step: {floor:.0f} × real time")
+    print("\n| | × real time | ratio to the peer | GiB |")
     print("| --- | --- | --- | --- |")
     for name, row in table.items():
         peer = PEERS.get(name)
-        rate = row["audio_seconds_per_second"]
-        ratio = f"{rate / table[peer]['audio_seconds_per_second']:.1f}" if peer in table else ""
+        rate = row["rtfx"]
+        ratio = f"{rate / table[peer]['rtfx']:.1f}" if peer in table else ""
         print(f"| {name} | {rate:.0f} | {ratio} | {row['gib']:.1f} |")
     if output:
         write_json(output, {"floor": floor, "table": table})
 
 
 PEERS = {
-    "train: ours, LoRA r 8 on attention, letters": "train: usual QLoRA, 32 clips",
+    "train: ours, LoRA r 8 on attention, logits": "train: usual QLoRA, 32 clips",
     "train: ours, params.yaml": "train: usual QLoRA, 32 clips",
     "encode 30 s clips: ours": "encode 30 s clips: transformers",
     "encode 10 s clips: ours": "encode 10 s clips: transformers",

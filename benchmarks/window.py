@@ -1,9 +1,9 @@
-"""What a shorter window of Whisper changes: its features, what the head reads in them, and the time to encode.
+"""What a shorter window of Whisper changes: its features, the head's WER on them, and the time to encode.
 
 python -m benchmarks.window [SPEECH] [--run models/mini]
 
 Encodes the mini corpus' test clips, and those of SPEECH, a folder with metadata.csv, in windows of their own length and
-some silence (dqlora.teacher.MARGIN), and in the whole window of 30 s. Needs a run (dvc repro).
+some silence (dqlora.models.whisper.MARGIN), and in the whole window of 30 s. Needs a run (dvc repro).
 """
 
 import time
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 import typer
 
-import dqlora.teacher
 from benchmarks.cpu import load_clips
-from dqlora.batching import Example
+from dqlora.data.batching import Example
+from dqlora.data.text import Vocabulary
+from dqlora.device import default_device
 from dqlora.errors import UserError, run_stage
-from dqlora.scoring import count_errors, relative_gain
-from dqlora.teacher import WINDOW, Teacher
-from dqlora.teacher_head import load_head, read
-from dqlora.text import Vocabulary
+from dqlora.evaluation.metrics import count_errors, relative_wer_reduction
+from dqlora.models import whisper
+from dqlora.models.teacher_head import load_head, transcribe_head
+from dqlora.models.whisper import WINDOW, Teacher
 
 DRAWS, SEED = 10_000, 0  # of the bootstrap
 
@@ -40,7 +41,7 @@ def main(
 ) -> None:
     if not (run / "teacher_head").is_dir():
         raise UserError(f"{run}/teacher_head: no such folder; run `dvc repro`")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = default_device()
     teacher, (head, _) = Teacher(run / "pretrained/teacher", device), load_head(run / "teacher_head", device)
     vocabulary = Vocabulary.load(run / "pretrained/student/vocab.json")
     clips, texts = load_clips(None)
@@ -53,19 +54,19 @@ def main(
     print("| margin, s | features' change | cosine | head's WER | higher than in the whole window | s |")
     print("| --- | --- | --- | --- | --- | --- |")
     for size in [float(WINDOW), *(margin or [2.0, 4.0])]:
-        dqlora.teacher.MARGIN = size
+        whisper.MARGIN = size
         started = time.perf_counter()
         features = teacher.encode(clips)
         seconds[size] = time.perf_counter() - started
         whole = whole or features
         changes = np.mean([change(*pair) for pair in zip(features, whole, strict=True)], axis=0)
         examples = [Example(rows, [], text) for rows, text in zip(features, texts, strict=True)]
-        errors[size] = count_errors(texts, read(head, examples, vocabulary), "en")
-        gain = relative_gain(errors[float(WINDOW)], errors[size], DRAWS, SEED)
-        interval = f"[{-100 * gain['ci_high']:.1f}, {-100 * gain['ci_low']:.1f}]"
+        errors[size] = count_errors(texts, transcribe_head(head, examples, vocabulary), "en")
+        reduction = relative_wer_reduction(errors[float(WINDOW)], errors[size], DRAWS, SEED)
+        interval = f"[{-100 * reduction['ci_high']:.1f}, {-100 * reduction['ci_low']:.1f}]"
         print(
             f"| {size:g} | {changes[0]:.1%} | {changes[1]:.3f} | {errors[size].wer:.1%} | "
-            f"{-gain['wer_relative']:.1%} {interval} | {seconds[size]:.1f} |",
+            f"{-reduction['relative']:.1%} {interval} | {seconds[size]:.1f} |",
             flush=True,
         )
 

@@ -9,8 +9,8 @@ import numpy as np
 import soundfile
 
 from benchmarks.scaling import CLIP, write_corpus
-from dqlora.audio import SAMPLE_RATE
-from dqlora.storage import Packed, PackedWriter
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from tests.conftest import ROOT, tone
 
 
@@ -24,7 +24,7 @@ def test_training_at_a_small_size(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-2000:]
     table = json.loads(output.read_text())["table"]
     assert {name.partition(":")[0] for name in table} >= {"train", "load batches", "mix, one core"}
-    assert all(row["audio_seconds_per_second"] > 0 for row in table.values())
+    assert all(row["rtfx"] > 0 for row in table.values())
     assert all(f"| {name} |" in ended.stdout for name in table)
 
 
@@ -39,11 +39,11 @@ def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
 
 
 def test_a_corpus_has_the_hours_asked_for(tmp_path: Path) -> None:
-    with PackedWriter(tmp_path / "source", "int16") as out:
+    with RaggedArrayWriter(tmp_path / "source", "int16") as out:
         for number in range(3):
             out.append(np.full(8 * SAMPLE_RATE, number, np.int16), id=f"{number}")
     write_corpus(tmp_path / "source", tmp_path / "made", hours=0.05)
-    made = Packed(tmp_path / "made")
+    made = RaggedArray(tmp_path / "made")
     assert len(made) * CLIP == 180
     assert {item["length"] for item in made.items} == {CLIP * SAMPLE_RATE}
 
@@ -54,7 +54,7 @@ def test_without_a_run_scaling_says_what_to_do(tmp_path: Path) -> None:
     assert "dvc repro" in ended.stderr.strip().splitlines()[-1]
 
 
-def test_a_joined_recording_reads_nearly_as_its_pieces(tmp_path: Path) -> None:
+def test_a_joined_recording_is_transcribed_nearly_as_its_pieces(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "beep.wav", tone(1.0), SAMPLE_RATE)
     (tmp_path / "metadata.csv").write_text("file_name,transcription\nbeep.wav,beep\n")
     ended = run("benchmarks.joined", str(tmp_path), "--minutes", "0.3")
