@@ -35,7 +35,10 @@ study: setup
 	$(if $(and $(SPEECH),$(NOISE)),,$(error make study needs SPEECH=folder, with train/, validation/, test/ and a \
 		metadata.csv in each, and NOISE=folder, with train/ and test/))
 	$(BIN)/python -m research.study.sources $(SPEECH) $(NOISE) $(if $(SYNTHETIC),--synthetic $(SYNTHETIC))
-	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),3,8) extract_features train_teacher_head
+	$(BIN)/dvc exp run -S preset=study -S mix.copies=$(if $(SYNTHETIC),3,8) fetch_models
+	$(BIN)/dvc repro --force --single-item fetch_speech  # DVC does not watch presets/study
+	$(BIN)/dvc repro --force --single-item fetch_noise
+	$(BIN)/dvc repro extract_features train_teacher_head
 	$(BIN)/python -m research.study.run $(RUNS) $(SEEDS) --processes $(PROCESSES)
 	$(BIN)/python -m research.study.table
 

@@ -144,16 +144,17 @@ def push(
 ) -> None:
     """Put the adapter of params.yaml's preset on the hub, with a model card written from its metrics."""
     from dqlora.config import Paths, load_params, load_preset
-    from dqlora.report import model_card as hub
+    from dqlora.report.model_card import model_card
+    from dqlora.report.model_card import push as push_adapter
 
     quieten_libraries()
     try:
         params = load_params()
         preset, paths = load_preset(params.preset), Paths(params.preset)
         if card:
-            print(hub.model_card(repository, params, preset, paths))
+            print(model_card(repository, params, preset, paths))
         else:
-            print(hub.push(repository, private, params, preset, paths))
+            print(push_adapter(repository, private, params, preset, paths))
     except UserError as error:
         _fail(str(error))
 

@@ -1,7 +1,7 @@
 """What the student is to learn at each frame of the training clips, once: data/<preset>/targets.
 
-A target is made on the clean speech, has the utterance's id and serves all its mixtures; only where Whisper hears the
-mixture (teacher_input: noisy), each has its own.
+A target is made on the clean speech, has the utterance's id and serves all its mixtures; only where Whisper encodes
+the mixture (teacher_input: noisy), each has its own.
 """
 
 import sys
@@ -47,7 +47,7 @@ def main() -> None:
     head = None
     if target.uses_head:
         head, head_wer = load_head(paths.teacher_head, device)
-        if params.teacher_input == "clean":
+        if target.limited_by_head and params.teacher_input == "clean":
             warn_of_weak_teacher(model, vocabulary, RaggedArray(paths.clean / "validation"), head_wer, language)
     sources = Sources(EncoderCTC(model, target.base_layer), vocabulary.blank, params.seed, head)
     whisper = RaggedArray(paths.teacher_features / "train") if target.uses_whisper else None

@@ -61,12 +61,13 @@ def load_data(paths: Paths, language: str, targets: RaggedArray | None, rejected
 
 def checkpoint_path(paths: Paths, *settings: object) -> Path:
     """Named by settings, inputs and code, so that the checkpoint of others is never taken up."""
-    inputs = [paths.student, paths.cnn_features, paths.targets]
-    inputs += [folder / split for folder in (paths.clean, paths.noisy) for split in ("train", "validation")]
+    inputs = [paths.student, paths.targets]  # the CNN features follow from student, clips and code
+    for split in ("train", "validation"):
+        inputs += [paths.clean / split / "index.jsonl", paths.noisy / split]
     return paths.checkpoints / f"{fingerprint(*settings, *inputs, *loaded_sources())}.safetensors"
 
 
-def metrics_of(progress: Progress, model: torch.nn.Module, rejected: Rejected) -> dict[str, Any]:
+def training_metrics(progress: Progress, model: torch.nn.Module, rejected: Rejected) -> dict[str, Any]:
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     trainable = sum(weight.numel() for weight in weights)
     return {
@@ -114,7 +115,7 @@ def main() -> None:
         model.save_pretrained(folder)
         write_json(folder / "run.json", {"student": str(paths.student), "quantize": params.student.quantize})
         rejected.write(folder)
-    write_json(paths.metrics / "train.json", metrics_of(progress, model, rejected))
+    write_json(paths.metrics / "train.json", training_metrics(progress, model, rejected))
     curves.close()
     checkpoint.unlink(missing_ok=True)
 

@@ -14,9 +14,9 @@ from dqlora.data.text import Vocabulary, frames_needed
 from dqlora.device import default_device
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.evaluation.metrics import count_errors
+from dqlora.models.alignment import student_frames_at
 from dqlora.models.teacher_head import TeacherHead, load_head, save_head, transcribe_head
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
-from dqlora.models.whisper import student_frames_at
 from dqlora.seeding import seed_torch
 from dqlora.training.head_loop import train_head
 

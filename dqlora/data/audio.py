@@ -19,7 +19,7 @@ SILENCE_PEAK = 1e-3  # -60 dBFS: nothing that a listener would take for speech
 AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}  # libsndfile reads them
 BLOCK_SECONDS = 10  # of a long recording, decoded at a time
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
-CLIPPED_RATIO = 0.01  # share of samples at full scale above which a recording counts as clipped
+CLIPPED_RATIO = 0.01  # ratio of samples at full scale above which a recording counts as clipped
 
 
 class BadAudio(ValueError):

@@ -95,7 +95,7 @@ class Demo:
         self._one_at_a_time = threading.Lock()
 
     def warm_up(self) -> None:
-        """Read a clip, so that the first times shown are no longer than the others."""
+        """Transcribe a clip with each system, so that the first times shown are no longer than the others."""
         for transcribe in self.systems.values():
             transcribe(self.clean[self.clean.items[0]["id"]])
 
@@ -114,7 +114,7 @@ class Demo:
         try:
             seconds, _ = stream_audio(io.BytesIO(upload))
             if seconds > MAX_SECONDS:  # before it is decoded: a small file may hold hours
-                raise BadAudio(f"{seconds:.1f} s, longer than the {MAX_SECONDS:.0f} s that the teacher hears at once")
+                raise BadAudio(f"{seconds:.1f} s, longer than the {MAX_SECONDS:.0f} s of the teacher's window")
             samples = read_audio(upload)
             check_speech(samples)
         except BadAudio as reason:

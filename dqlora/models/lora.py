@@ -77,7 +77,7 @@ class LoraProduct(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, dropped: Tensor | None, down: Tensor, up: Tensor, base: nn.Module, scaling: float
     ) -> Tensor:
-        """All [rows, width]; `dropped` is what A reads where that is not `hidden`, down [r, width], up [width, r]."""
+        """All [rows, width]; `dropped` is A's input where that is not `hidden`, down [r, width], up [width, r]."""
         low = F.linear(hidden if dropped is None else dropped, down) * scaling  # [rows, r]
         ctx.save_for_backward(hidden, dropped, low, down, up)
         ctx.base, ctx.scaling = base, scaling

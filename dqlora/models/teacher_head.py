@@ -60,6 +60,11 @@ class TeacherHead(nn.Module):
             hidden = layer(hidden, src_key_padding_mask=padding)
         return self.letters(hidden)
 
+    @torch.inference_mode()
+    def clip_logits(self, features: Tensor) -> Tensor:
+        """Logits [frames, vocabulary] of one clip's features [frames, width]."""
+        return self(features[None].float(), torch.tensor([len(features)], device=features.device))[0]
+
 
 def save_head(head: TeacherHead, validation_wer: float, folder: Path) -> None:
     save_file({name: tensor.contiguous() for name, tensor in head.state_dict().items()}, folder / "head.safetensors")
@@ -83,14 +88,8 @@ def load_head(folder: Path, device: torch.device) -> tuple[TeacherHead, float]:
     return head.float().requires_grad_(False).eval().to(device), config["validation_wer"]
 
 
-@torch.inference_mode()
-def head_logits(head: TeacherHead, features: Tensor) -> Tensor:
-    """Logits [frames, vocabulary] of one clip's features [frames, width]."""
-    return head(features[None].float(), torch.tensor([len(features)], device=features.device))[0]
-
-
 def transcribe_head(head: TeacherHead, examples: Sequence[Example], vocabulary: Vocabulary) -> list[str]:
     """The head's greedy transcripts."""
     device = next(head.parameters()).device
     features = (pad_features([example.features])[0][0].to(device) for example in examples)
-    return [vocabulary.decode(head_logits(head, rows).argmax(-1).tolist()) for rows in features]
+    return [vocabulary.decode(head.clip_logits(rows).argmax(-1).tolist()) for rows in features]

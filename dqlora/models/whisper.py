@@ -15,7 +15,6 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from dqlora.data.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from dqlora.data.batching import pad_waves
 from dqlora.errors import UserError, first_line
-from dqlora.models.wav2vec2 import frame_centre
 
 WINDOW = 30  # seconds, of Whisper's training
 # Seconds of silence behind a clip. Without the rest of the window features change a little, and the WER of a head on
@@ -133,22 +132,3 @@ def fetched(tensor: Tensor) -> tuple[Tensor, Any]:
     ready = torch.cuda.Event()
     ready.record()
     return there, ready
-
-
-def aligned_frames(student_config: Any, student_frames: int, teacher_frames: int) -> np.ndarray:
-    """The teacher's frame nearest in time to each of the student's, int64 [student_frames].
-
-    A student frame is centred on its receptive field, 12.5 ms after the hop starts. A Whisper frame is centred on
-    the hop's start: its STFT is centred, and both convolutions are symmetric. So frame i of the student lies
-    nearest to frame i + 1 of the teacher.
-    """
-    centres = np.array([frame_centre(student_config, frame) for frame in range(student_frames)])
-    nearest = np.rint(centres * FRAMES_PER_SECOND).astype(np.int64)
-    return np.minimum(nearest, teacher_frames - 1)
-
-
-def student_frames_at(student_config: Any, student_frames: int, teacher_frames: int) -> np.ndarray:
-    """The student's frame nearest in time to each of the teacher's, int64 [teacher_frames]."""
-    centres = np.array([frame_centre(student_config, frame) for frame in range(student_frames)])
-    times = np.arange(teacher_frames) / FRAMES_PER_SECOND
-    return np.abs(times[:, None] - centres).argmin(axis=1)

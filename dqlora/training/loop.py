@@ -295,7 +295,7 @@ def train_student(
 
 
 def _validate(loss: DistillationLoss, data: TrainingData, plan: Plan, accelerator: Accelerator) -> float:
-    """The validation WER, as the main process finds it; the others hear of it."""
+    """The validation WER, found by the main process and broadcast to the others."""
     wer = data.validation_wer(loss.student, plan.longest) if accelerator.is_main_process else 0.0
     return broadcast_object_list([wer])[0]
 

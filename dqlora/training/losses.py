@@ -1,4 +1,4 @@
-"""The loss: CTC + lambda_distill * distance(teacher, student), the distance a KL unless features are compared.
+"""The terms of the loss: CTC, KL divergence, feature distance.
 
 All terms are sums over their items, divided by counts that the caller gives: so that a batch spread over several
 processes has the loss that it has on one.

@@ -26,7 +26,7 @@ class TargetWriter:
         the clean speech, int16, its index with each clip's `text`.
     whisper
         the teacher's features of its input audio, if the target uses them. An item for each utterance; or for each
-        mixture, where the teacher hears the mixtures: each then has a target of its own.
+        mixture, where its input audio is the mixtures: each then has a target of its own.
     """
 
     def __init__(

@@ -6,7 +6,7 @@ To add one, write a class below: `dvc exp run -S distill.target=its_name` then f
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from dqlora.config import Distill
 from dqlora.data.batching import pad_features
 from dqlora.errors import UserError
-from dqlora.models.teacher_head import TeacherHead, head_logits
+from dqlora.models.alignment import aligned_frames
 from dqlora.models.wav2vec2 import EncoderCTC, base_of
-from dqlora.models.whisper import aligned_frames
 from dqlora.seeding import seed_torch
 from dqlora.training.losses import feature_distance, kl_divergence, posterior_given_text
+
+if TYPE_CHECKING:
+    from dqlora.models.teacher_head import TeacherHead
 
 TARGETS: dict[str, type["Target"]] = {}
 
@@ -40,7 +42,7 @@ class Sources:
     base: EncoderCTC  # the base student; its layer `Target.base_layer` tapped
     blank: int  # token id of CTC's blank
     seed: int
-    head: TeacherHead | None = None  # of targets with `uses_head`
+    head: "TeacherHead | None" = None  # of targets with `uses_head`
 
     @property
     def vocabulary_size(self) -> int:
@@ -52,6 +54,8 @@ class Target(ABC):
 
     uses_whisper: ClassVar[bool] = False  # made of the teacher's features
     uses_head: ClassVar[bool] = False  # made of the logits of the teacher's head
+    limited_by_head: ClassVar[bool] = False  # as wrong as the head is
+    seeded: ClassVar[bool] = False  # depends on the seed
 
     def __init_subclass__(cls, name: str | None = None, **options: Any):
         super().__init_subclass__(**options)
@@ -175,17 +179,17 @@ class BaseLogits(LogitsTarget, name="base_logits"):
 class WhisperLogits(LogitsTarget, name="whisper_logits"):
     """The logits of the teacher's head on Whisper's features."""
 
-    uses_whisper = uses_head = True
+    uses_whisper = uses_head = limited_by_head = True
 
     def make(self, clips: list[Clip], sources: Sources) -> list[Tensor]:
         assert sources.head is not None
-        return [_at_student_frames(head_logits(sources.head, _whisper(clip)), clip, sources) for clip in clips]
+        return [_at_student_frames(sources.head.clip_logits(_whisper(clip)), clip, sources) for clip in clips]
 
 
 class MeanLogits(LogitsTarget, name="mean_logits"):
     """The mean of both distributions: its KL differs from the mean of both KLs by a constant."""
 
-    uses_whisper = uses_head = True
+    uses_whisper = uses_head = limited_by_head = True
 
     def make(self, clips: list[Clip], sources: Sources) -> list[Tensor]:
         both = (kind(self.settings).make(clips, sources) for kind in (WhisperLogits, BaseLogits))
@@ -205,6 +209,8 @@ class BaseCtcPosterior(BaseLogits, name="base_ctc_posterior"):
 class WhisperCtcPosterior(WhisperLogits, name="whisper_ctc_posterior"):
     """`whisper_logits` given the text: a soft forced alignment to the transcript."""
 
+    limited_by_head = False
+
     def make(self, clips: list[Clip], sources: Sources) -> list[Tensor]:
         return _posteriors(super().make(clips, sources), clips, sources)
 
@@ -212,7 +218,7 @@ class WhisperCtcPosterior(WhisperLogits, name="whisper_ctc_posterior"):
 class UntrainedHead(LogitsTarget, name="untrained_head"):
     """As in the research notebook (DQLoRA): an untrained projection of Whisper's features, stretched to the frames."""
 
-    uses_whisper = True
+    uses_whisper = seeded = True
 
     def make(self, clips: list[Clip], sources: Sources) -> list[Tensor]:
         seed_torch(sources.seed, "untrained_head")

@@ -22,9 +22,10 @@ from dqlora.data.batching import Example, length_mask, pad_waves
 from dqlora.data.text import Vocabulary, frames_needed, spell_out
 from dqlora.device import default_device
 from dqlora.evaluation.metrics import count_errors
+from dqlora.models.alignment import student_frames_at
 from dqlora.models.teacher_head import TeacherHead, save_head, transcribe_head
 from dqlora.models.wav2vec2 import load_student, normalise_waves
-from dqlora.models.whisper import Teacher, student_frames_at
+from dqlora.models.whisper import Teacher
 from dqlora.seeding import seed_torch
 from dqlora.training.head_loop import train_head
 from research.pretrain.data import Clips, Shards, read_folder, read_tests

@@ -20,9 +20,9 @@ from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
 from dqlora.errors import run_stage
 from dqlora.evaluation.metrics import count_errors
-from dqlora.models.teacher_head import head_logits, load_head
+from dqlora.models.alignment import aligned_frames
+from dqlora.models.teacher_head import load_head
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
-from dqlora.models.whisper import aligned_frames
 
 SHIFTS = range(-2, 3)  # frames
 
@@ -54,7 +54,7 @@ def main(preset: Annotated[str, typer.Option(help="Whose artifacts to read.")] =
             cnn = cnn_features(model, to_float32(clean[item["id"]]))
             base = student(cnn[None], torch.tensor([len(cnn)], device=device))[0].argmax(-1).cpu().numpy()
             features = torch.from_numpy(np.array(whisper[item["id"]])).to(device)
-            rows = head_logits(head, features).argmax(-1).cpu().numpy()
+            rows = head.clip_logits(features).argmax(-1).cpu().numpy()
             transcripts["base"].append(vocabulary.decode(base.tolist()))
             transcripts["head"].append(vocabulary.decode(rows.tolist()))
             rows = rows[aligned_frames(model.config, len(base), len(rows))]

@@ -63,14 +63,14 @@ def shared(paths: Paths) -> Path:
     return paths.targets.with_name("study")
 
 
-def make_once(folder: Path, made_from: str, write: Callable[[Path], None]) -> None:
+def make_once(folder: Path, inputs: str, write: Callable[[Path], None]) -> None:
     """Have `write` fill a folder, unless it is there and was made from the inputs and code of this fingerprint."""
     kept = folder / "fingerprint"
-    if kept.exists() and kept.read_text() == made_from:
+    if kept.exists() and kept.read_text() == inputs:
         return
     with atomic_directory(folder) as temporary:
         write(temporary)
-        (temporary / "fingerprint").write_text(made_from)
+        (temporary / "fingerprint").write_text(inputs)
 
 
 @functools.cache
@@ -85,7 +85,7 @@ def fingerprint_of(*folders: Path) -> str:
 
 def make_test_features(model: torch.nn.Module, paths: Paths) -> None:
     """CNN features of every clip of the test, with its row of the index, and of the clean validation clips."""
-    made_from = fingerprint_of(paths.student, paths.noisy / "test", paths.clean / "test", paths.clean / "validation")
+    inputs = fingerprint_of(paths.student, paths.noisy / "test", paths.clean / "test", paths.clean / "validation")
 
     def write(folder: Path) -> None:
         write_cnn_features(model, RaggedArray(paths.clean / "validation"), folder / "validation")
@@ -95,14 +95,14 @@ def make_test_features(model: torch.nn.Module, paths: Paths) -> None:
                 features = cnn_features(model, to_float32(clip)).cpu().numpy()
                 out.append(features, **row | {"utterance": row["id"], "id": number})
 
-    make_once(shared(paths) / "test_features", made_from, write)
+    make_once(shared(paths) / "test_features", inputs, write)
 
 
 def targets_folder(paths: Paths, params: Params) -> Path:
     target = make_target(params.distill)
     parts = [params.distill.target, params.student.quantize]
     parts += [f"layer {target.base_layer}"] if target.base_layer else []
-    parts += [f"seed {params.seed}"] if params.distill.target == "untrained_head" else []
+    parts += [f"seed {params.seed}"] if target.seeded else []
     return shared(paths) / "targets" / ", ".join(parts)
 
 
@@ -128,8 +128,8 @@ class Runner:
             RaggedArray(shared(self.paths) / "test_features" / split) for split in ("test", "validation")
         )
 
-    def make_targets(self, params: Params, made_from: str) -> None:
-        make_once(targets_folder(self.paths, params), made_from, functools.partial(self._write_targets, params))
+    def make_targets(self, params: Params, inputs: str) -> None:
+        make_once(targets_folder(self.paths, params), inputs, functools.partial(self._write_targets, params))
 
     def _write_targets(self, params: Params, folder: Path) -> None:
         target = make_target(params.distill)

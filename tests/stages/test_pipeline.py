@@ -60,8 +60,23 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
-def run(*command: str, folder: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder)}
+# A sitecustomize.py that notes which of the project's files each stage opens to read, in its child processes too.
+RECORDER = """
+import os, sys
+stage = next((each for each in sys.orig_argv if each.startswith("stages.")), None)
+if stage:
+    log = os.open(os.environ["OPENED"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    def note(event, arguments):
+        if event == "open" and str(arguments[1] or "r").startswith("r"):
+            path = os.path.relpath(os.fsdecode(arguments[0])) if isinstance(arguments[0], (str, bytes)) else ""
+            if path.split("/")[0] in ("data", "models", "metrics", "presets"):
+                os.write(log, f"{stage.removeprefix('stages.')} {path}\\n".encode())
+    sys.addaudithook(note)
+"""
+
+
+def run(*command: str, folder: Path, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), **variables}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert not check or ended.returncode == 0, f"{' '.join(command)}\n{ended.stdout[-3000:]}\n{ended.stderr[-3000:]}"
     return ended
@@ -120,7 +135,10 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
     run("dvc", "init", "-q", folder=folder)
     run("git", "add", "-A", folder=folder)
     run("git", "commit", "-qm", "code", folder=folder)
-    assert stages_run(run("dvc", "repro", folder=folder).stdout) == list(STAGES)
+    (base / "recorder").mkdir()
+    (base / "recorder/sitecustomize.py").write_text(RECORDER)
+    recorded = {"PYTHONPATH": f"{base / 'recorder'}:{folder}", "OPENED": str(base / "opened.txt")}
+    assert stages_run(run("dvc", "repro", folder=folder, **recorded).stdout) == list(STAGES)
     run("git", "add", "-A", folder=folder)
     run("git", "commit", "-qm", "first run", folder=folder)
     return folder
@@ -159,6 +177,21 @@ def test_every_artifact_is_there(project: Path) -> None:
     targets, clean = RaggedArray(project / "data/fleurs/targets"), RaggedArray(project / "data/fleurs/clean/train")
     assert {item["id"] for item in targets.items} == {item["id"] for item in clean.items}
     assert (project / "metrics/report.html").stat().st_size > 10_000
+
+
+def test_a_stage_reads_nothing_that_it_does_not_depend_on(project: Path) -> None:
+    """Every file that Python opened to read lies in one of the stage's deps, or in what it writes itself."""
+    opened = set((project.parent / "opened.txt").read_text().splitlines())
+    assert {line.split()[0] for line in opened} == set(STAGES)
+    pipeline = yaml.safe_load((project / "dvc.yaml").read_text())["stages"]
+    for line in sorted(opened):
+        stage, _, path = line.partition(" ")
+        own = [entry for kind in ("outs", "metrics", "plots") for entry in pipeline[stage].get(kind, [])]
+        known = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in own + pipeline[stage]["deps"]]
+        known = [each.replace("${preset}", "fleurs").replace("${teacher_input}", "clean") for each in known]
+        known += ["presets/fleurs.yaml", "models/fleurs/checkpoints", "metrics/curves"]
+        unfinished = ".tmp-" in path  # of the stage's own output
+        assert unfinished or any(f"{path}/".startswith(f"{each}/") for each in known), line
 
 
 def test_metrics_are_numbers_under_stable_names(project: Path) -> None:

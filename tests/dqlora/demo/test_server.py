@@ -174,7 +174,7 @@ BAD = {
     "truncated": (cut_data_chunk(wav_bytes(tone(2.0))), "truncated file"),
     "nan": (wav_bytes(np.full(RATE, np.nan, np.float32), subtype="FLOAT"), "NaN or infinite samples"),
     "short": (wav_bytes(tone(0.01)), "0.01 s, shorter than 0.3 s"),
-    "long": (wav_bytes(tone(30.5)), "30.5 s, longer than the 30 s that the teacher hears at once"),
+    "long": (wav_bytes(tone(30.5)), "30.5 s, longer than the 30 s of the teacher's window"),
     "silent": (wav_bytes(np.zeros(RATE, np.float32)), "silent"),
     "clipped": (wav_bytes(np.sign(tone(1.0))), "clipped"),
 }

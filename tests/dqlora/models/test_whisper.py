@@ -8,8 +8,9 @@ from transformers import WhisperFeatureExtractor
 
 from dqlora.data.audio import SAMPLE_RATE, to_float32, to_int16
 from dqlora.errors import UserError
+from dqlora.models.alignment import aligned_frames, student_frames_at
 from dqlora.models.wav2vec2 import load_student
-from dqlora.models.whisper import Teacher, aligned_frames, student_frames_at
+from dqlora.models.whisper import Teacher
 from tests.conftest import tone
 
 CPU = torch.device("cpu")

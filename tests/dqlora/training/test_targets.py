@@ -117,3 +117,8 @@ def test_the_distance_of_logits_is_over_the_frames_asked_for(frames: str) -> Non
     expected = sum((log_target[at].exp() * (log_target[at] - log_student[at])).sum().item() for at in counted)
     found = target_of("base_logits", frames).distance(student, logits, torch.tensor([7]), 0)
     assert found.item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_what_is_limited_by_the_head_is_made_of_it_and_of_no_transcript() -> None:
+    assert {name for name, kind in targets.TARGETS.items() if kind.limited_by_head} == {"whisper_logits", "mean_logits"}
+    assert {name for name, kind in targets.TARGETS.items() if kind.seeded} == {"untrained_head"}
