@@ -192,7 +192,7 @@ def test_teacher_from_the_wheel(output: Path) -> None:
 def test_bad_student_sources(hub: Path, output: Path, source: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         fetch_student(source, output, seed=0)
-    assert str(caught.value).removeprefix("model: ").startswith(source.removeprefix("random:"))
+    assert str(caught.value).removeprefix("student: ").startswith(source.removeprefix("random:"))
     assert source in str(caught.value)
     assert "\n" not in str(caught.value)
 
