@@ -8,7 +8,7 @@ import torch
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.storage import atomic_directory, existing_folder
 from dqlora.errors import run_stage
-from dqlora.models.pretrained import fetch_student, fetch_teacher
+from dqlora.models.pretrained import check_student, check_teacher, fetch_student, fetch_teacher
 from dqlora.models.teacher_head import load_head
 
 
@@ -31,11 +31,14 @@ def main() -> None:
     params = load_params()
     preset = load_preset(params.preset)
     paths = Paths(params.preset)
+    language = preset.speech.language
+    check_student(preset.student)
+    check_teacher(preset.teacher, language)
     with atomic_directory(paths.student.parent) as folder:
         for role in ("student", "teacher"):
             (folder / role).mkdir()
         fetch_student(preset.student, folder / "student", params.seed)
-        fetch_teacher(preset.teacher, folder / "teacher")
+        fetch_teacher(preset.teacher, folder / "teacher", language)
         if preset.teacher_head.path != "scratch":
             fetch_teacher_head(Path(preset.teacher_head.path), folder / "teacher_head")
 

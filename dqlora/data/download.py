@@ -1,14 +1,15 @@
-"""Files by URL: several at once, resumed where they broke off, and held to the SHA-256 of their first download."""
+"""Files by URL: several at once, resumed where they broke off, and each held to a digest."""
 
 import csv
 import hashlib
 import os
-import tarfile
 import threading
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,26 +17,45 @@ from urllib.parse import unquote, urlsplit
 import requests
 from tqdm import tqdm
 
-from dqlora.data.audio import AUDIO_SUFFIXES
 from dqlora.errors import UserError
 
 MS_SNSD = "https://raw.githubusercontent.com/microsoft/MS-SNSD/{commit}/{path}"
 TIMEOUT = (3.0, 10.0)  # s, to connect to each address of a host, and between two bytes
-PAUSES = (1.0, 2.0)  # s, before the second and third try
-PATIENCE = 12.0  # s without a byte, after which there is no other try
+PAUSES = (1.0, 2.0, 4.0, 8.0)  # s, before the tries after the first
+PATIENCE = 25.0  # s without a byte, after which there is no other try; with TIMEOUT, an error comes within a minute
+UNREACHABLE_TRIES = 3  # of a host that does not answer at all
 CHUNK = 1 << 16  # bytes; what a broken connection loses at most
+GIT_DIGITS = 40  # of the name of a git blob
+WEB_PAGE = (b"<!doctype html", b"<html")
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download; `name` is its path, with forward slashes, below the folder that it goes to."""
+    """A file to download, or a part of one."""
 
-    name: str
+    name: str  # path, with forward slashes, below the folder that it goes to
     url: str
+    digest: str | None = None  # SHA-256, or SHA-1 of the git blob, in hexadecimal digits
+    size: int | None = None  # bytes, where known
+    first: int | None = None  # byte of the server's file at which it begins, where it is a part of that
+    headers: Mapping[str, str] = field(default_factory=dict)  # for the URL's host alone
+    source: str = ""  # how the user named it; else the URL
+
+
+class UnreachableError(UserError):
+    """A server that does not answer, or not as it should, for as long as one waits."""
+
+
+class NotFoundError(UserError):
+    """A server that has no such thing."""
 
 
 class _TransientError(Exception):
-    """Worth another try."""
+    """Worth another try, after `wait` seconds if the server said so."""
+
+    def __init__(self, message: str, wait: float | None = None):
+        super().__init__(message)
+        self.wait = wait
 
 
 class _StoppedError(Exception):
@@ -77,8 +97,14 @@ def read_url_list(path: Path) -> list[RemoteFile]:
     return list(files.values())
 
 
-def download_all(files: list[RemoteFile], folder: Path, checksums: Path, workers: int = 4) -> list[Path]:
-    """Download what `folder` lacks, and check everything.
+def download_all(
+    files: list[RemoteFile],
+    folder: Path,
+    checksums: Path | None = None,
+    check: Callable[[Path], object] = lambda path: None,
+    workers: int = 4,
+) -> list[Path]:
+    """Download what `folder` lacks or holds damaged, and check everything.
 
     An unfinished download stays beside its place as ``<name>.part`` and is taken up again by the next call.
 
@@ -89,7 +115,10 @@ def download_all(files: list[RemoteFile], folder: Path, checksums: Path, workers
     folder
         Where the files go.
     checksums
-        A list as `sha256sum` writes it. It gains a line for each file that it lacks; a line that it has is binding.
+        A list as `sha256sum` writes it, of files without a digest of their own. It gains a line for each file that it
+        lacks; a line that it has is binding.
+    check
+        Raises ValueError if a file that has just come is not what it should be.
     workers
         Downloads at once.
 
@@ -101,137 +130,237 @@ def download_all(files: list[RemoteFile], folder: Path, checksums: Path, workers
     Raises
     ------
     UserError
-        If a file cannot be had, or is not the one whose SHA-256 was written down.
+        If a file cannot be had, or is not the one whose digest is known.
     """
-    known = _read_checksums(checksums)
+    known = _read_checksums(checksums) if checksums else {}
     found: dict[str, str] = {}
     stop = threading.Event()
     with (
-        tqdm(desc="download", unit="B", unit_scale=True, total=0) as bar,
+        tqdm(desc="download", unit="B", unit_scale=True, total=0, leave=False, delay=1) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         tasks = {
-            pool.submit(_obtain, file, folder / file.name, known.get(file.name), checksums, bar, stop): file
+            pool.submit(_obtain, file, folder / file.name, known.get(file.name), checksums, check, bar, stop): file
             for file in files
         }
         try:
             for task in as_completed(tasks):
                 with suppress(_StoppedError):
-                    found[tasks[task].name] = task.result()
+                    digest = task.result()
+                    if tasks[task].digest is None:
+                        found[tasks[task].name] = digest
         finally:
             stop.set()
             pool.shutdown(cancel_futures=True)
-            if found.keys() - known.keys():
+            if checksums and found.keys() - known.keys():
                 _write_checksums(checksums, found | known)
     return [folder / file.name for file in files]
 
 
-def extract_archive(archive: Path, folder: Path) -> list[Path]:
-    """Unpack the audio files of a tar archive, packed in any way; no links, no hidden files, nothing outside `folder`.
-
-    Raises
-    ------
-    UserError
-        If the archive is missing, damaged, reaches outside `folder`, or holds no audio.
-    """
-    paths = []
-    try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm(tar, desc=f"extract {archive.name}", unit="file"):
-                name = PurePosixPath(member.name)
-                if member.isfile() and name.suffix.lower() in AUDIO_SUFFIXES and not name.name.startswith("."):
-                    tar.extract(member, folder, filter="data")
-                    paths.append(folder / name)
-    except FileNotFoundError:
-        raise UserError(f"{archive}: no such file; download it first") from None
-    except tarfile.FilterError as error:
-        raise UserError(f"{archive}: unsafe, not unpacked ({error}); take another archive") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise UserError(f"{archive}: cut short or no tar archive ({error}); delete it to fetch it again") from None
-    if not paths:
-        raise UserError(f"{archive}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); name another archive")
-    return sorted(paths)
+def get(url: str, source: str, headers: Mapping[str, str], size: int | None = None) -> requests.Response:
+    """A small answer, of `size` bytes if given, with the patience and the errors of `download_all`."""
+    patience = _Patience()
+    while True:
+        try:
+            with _request(url, source, headers) as response:
+                came = len(response.content)
+                _check_content(response.content, source)
+                if size not in (None, came):
+                    raise _TransientError(f"{came} of {size} bytes came")
+                return response
+        except requests.RequestException as error:
+            time.sleep(patience.pause(_TransientError(type(error).__name__), source))
+        except _TransientError as error:
+            time.sleep(patience.pause(error, source))
 
 
 def _obtain(
-    file: RemoteFile, path: Path, expected: str | None, checksums: Path, bar: "tqdm[Any]", stop: threading.Event
+    file: RemoteFile,
+    path: Path,
+    pinned: str | None,
+    checksums: Path | None,
+    check: Callable[[Path], object],
+    bar: "tqdm[Any]",
+    stop: threading.Event,
 ) -> str:
-    """Return the SHA-256 of `file`, which lies at `path` afterwards and is what `expected` says."""
+    """Return the digest of `file`, which lies at `path` afterwards and is what it should be."""
+    expected = file.digest or pinned
     if path.exists():
-        _check(path, digest := _sha256(path), expected, f"delete it to fetch it again, or its line in {checksums}")
-        return digest
+        digest = digest_of(path, like=expected)
+        if expected in (None, digest):
+            return digest
+        path.unlink()
     part = path.with_name(path.name + ".part")
     part.parent.mkdir(parents=True, exist_ok=True)
-    _download(file, part, bar, stop)
-    digest = _sha256(part)
-    try:
-        _check(path, digest, expected, f"{file.url} has changed; if on purpose, delete the line in {checksums}")
-    except UserError:
-        part.unlink()
-        raise
+    for last in (False, True):
+        _download(file, part, bar, stop)
+        digest = digest_of(part, like=expected)
+        try:
+            if expected not in (None, digest):
+                raise ValueError(f"its digest is {digest}, expected {expected}")
+            check(part)
+        except ValueError as error:
+            part.unlink()
+            if last:
+                way_out = "try again later, or drop it"
+                if pinned:
+                    way_out = f"if it has changed on purpose, delete its line in {checksums}"
+                raise UserError(
+                    f"{file.source or file.url}: {path.name} came damaged twice ({error}); {way_out}"
+                ) from None
+        else:
+            break
     part.rename(path)
     return digest
 
 
-def _check(path: Path, found: str, expected: str | None, way_out: str) -> None:
-    if expected not in (None, found):
-        raise UserError(f"{path}: SHA-256 is {found}, expected {expected}; {way_out}")
+class _Patience:
+    """How long a download that does not get on is tried again."""
+
+    def __init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        self.tries, self.since = 0, time.monotonic()
+
+    def pause(self, error: _TransientError, source: str) -> float:
+        """Seconds to wait before the next try; raises UserError if there is none."""
+        pause = PAUSES[min(self.tries, len(PAUSES) - 1)] if error.wait is None else error.wait
+        self.tries += 1
+        unreachable = isinstance(error.__cause__, requests.ConnectionError) and self.tries == UNREACHABLE_TRIES
+        if unreachable or time.monotonic() + pause - self.since > PATIENCE:
+            asked = f"; it asks to wait {error.wait:.0f} s" if error.wait else ""
+            raise UnreachableError(
+                f"{source}: cannot be downloaded ({error}{asked}); run it again later, what has come is kept; without "
+                "a network, name a local folder with the files in the preset"
+            ) from None
+        return pause
 
 
 def _download(file: RemoteFile, part: Path, bar: "tqdm[Any]", stop: threading.Event) -> None:
-    """Fill `part`; whenever bytes came, the tries are counted anew."""
-    tries, since = 0, time.monotonic()
+    """Fill `part`; whenever bytes came, patience begins anew."""
+    patience = _Patience()
     while not stop.is_set():
         size = part.stat().st_size if part.exists() else 0
+        if file.size is not None and size > file.size:
+            part.unlink()
+            size = 0
+        if size == file.size:
+            return None
         try:
             return _continue(file, part, size, bar, stop)
         except _TransientError as error:
             if part.exists() and part.stat().st_size > size:
-                tries, since = 0, time.monotonic()
-            if tries == len(PAUSES) or time.monotonic() - since > PATIENCE:
+                patience.renew()
+                continue
+            try:
+                pause = patience.pause(error, file.source or file.url)
+            except UserError:
                 stop.set()
-                raise UserError(
-                    f"{urlsplit(file.url).hostname}: {file.url} cannot be downloaded ({error}); try again with a "
-                    "network, or point the preset's line at a folder with the files"
-                ) from None
-            stop.wait(PAUSES[tries])
-            tries += 1
+                raise
+            stop.wait(pause)
     raise _StoppedError
 
 
 def _continue(file: RemoteFile, part: Path, size: int, bar: "tqdm[Any]", stop: threading.Event) -> None:
     """Append to the `size` bytes of `part` what the server still has."""
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={size}-"} if size else {})
+    headers = {**file.headers, "Accept-Encoding": "identity"}
+    if size or file.first is not None:
+        first = file.first or 0
+        headers["Range"] = f"bytes={first + size}-{'' if file.size is None else first + file.size - 1}"
+    with _request(file.url, file.source or file.url, headers) as response:
+        if response.status_code == requests.codes.requested_range_not_satisfiable:
+            part.unlink(missing_ok=True)
+            raise _TransientError("the unfinished file was not the server's")
+        resumed = response.status_code == requests.codes.partial_content
+        if file.first is not None and not resumed:
+            raise UserError(f"{file.source or file.url}: the server sends whole files only; download it to a folder")
+        size *= resumed
+        missing = int(response.headers.get("Content-Length", 0))
+        bar.total = (bar.total or 0) + missing
+        try:
+            with part.open("ab" if resumed else "wb") as output:
+                for chunk in response.iter_content(CHUNK):
+                    if size == 0:
+                        _check_content(chunk, file.source or file.url)
+                    bar.update(output.write(chunk))
+                    missing -= len(chunk)
+                    size += len(chunk)
+                    if stop.is_set():
+                        raise _StoppedError
+        except requests.RequestException as error:
+            raise _TransientError(type(error).__name__) from None
+        finally:
+            bar.total -= missing  # the next try counts it again
+    if file.size is not None and size < file.size:
+        raise _TransientError(f"{size} of {file.size} bytes came")
+
+
+def _check_content(beginning: bytes, source: str) -> None:
+    if beginning[:64].lstrip().lower().startswith(WEB_PAGE):
+        raise UserError(
+            f"{source}: a web page came instead of the file, as where one has to log in; correct its address"
+        )
+
+
+def _request(url: str, source: str, headers: Mapping[str, str]) -> requests.Response:
+    """The answer to a GET, its body unread; `headers` are kept from other hosts that it leads to."""
     try:
-        with requests.get(file.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-            if response.status_code == requests.codes.requested_range_not_satisfiable:
-                part.unlink()
-                raise _TransientError("the unfinished file was not the server's")
-            if response.status_code == requests.codes.too_many_requests or response.status_code >= 500:
-                raise _TransientError(f"{response.status_code} {response.reason}")
-            if not response.ok:
-                raise UserError(f"{file.url}: {response.status_code} {response.reason}; correct or drop its line")
-            resumed = response.status_code == requests.codes.partial_content
-            missing = int(response.headers.get("Content-Length", 0))
-            bar.total = (bar.total or 0) + missing
-            try:
-                with part.open("ab" if resumed else "wb") as output:
-                    for chunk in response.iter_content(CHUNK):
-                        bar.update(output.write(chunk))
-                        missing -= len(chunk)
-                        if stop.is_set():
-                            raise _StoppedError
-            finally:
-                bar.total -= missing  # the next try counts it again
+        response = requests.get(url, headers=headers, stream=True, timeout=TIMEOUT)
     except ValueError as error:  # what requests makes of an address that is none
-        raise UserError(f"{file.url}: {error}; write an http or https address") from None
+        raise UserError(f"{source}: {error}; write an http or https address") from None
     except requests.RequestException as error:
-        raise _TransientError(type(error).__name__) from None
+        raise _TransientError(f"{urlsplit(url).hostname}: {type(error).__name__}") from error
+    status = response.status_code
+    if response.ok or status == requests.codes.requested_range_not_satisfiable:
+        return response
+    response.close()
+    reason = f"{status} {response.reason}"
+    if status in (requests.codes.request_timeout, requests.codes.too_many_requests) or status >= 500:
+        raise _TransientError(reason, _wait(response.headers.get("Retry-After")))
+    kind = NotFoundError if status == requests.codes.not_found else UserError
+    code = response.headers.get("X-Error-Code", str(status))
+    raise kind(f"{source}: {_REFUSALS.get(code, f'{reason}; correct it')}")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+_REFUSALS = {  # by the hub's X-Error-Code, or by status
+    "401": "401, no such repository, or it is private; correct its name, or run `hf auth login`",
+    "403": "403, access is refused; ask for it on its page, then run `hf auth login`",
+    "404": "404, not found; correct its name or drop its line",
+    "GatedRepo": "access must be granted; ask for it on its page, then run `hf auth login`",
+    "RepoNotFound": "no public repository of that name; correct it, or run `hf auth login` if it is private",
+    "RevisionNotFound": "the repository has no such revision; correct what stands behind the @",
+    "EntryNotFound": "the repository has no such file or folder; correct its name",
+}
+
+
+def _wait(retry_after: str | None) -> float | None:
+    """Seconds, from a number of them or from a date (RFC 9110, 10.2.3)."""
+    if retry_after is None:
+        return None
+    if retry_after.strip().isdigit():
+        return float(retry_after)
+    with suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    return None
+
+
+def digest_of(*parts: Path, like: str | None = None) -> str:
+    """SHA-256 of a file, or of its parts one after another; SHA-1 of it as a git blob if `like` is one."""
+    digest = hashlib.sha256()
+    if like is not None and len(like) == GIT_DIGITS:
+        digest = hashlib.sha1(b"blob %d\0" % sum(part.stat().st_size for part in parts), usedforsecurity=False)
+    for part in parts:
+        with part.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def forget(names: list[str], checksums: Path) -> None:
+    """Drop files from a list that `download_all` keeps."""
+    known = _read_checksums(checksums)
+    _write_checksums(checksums, {name: digest for name, digest in known.items() if name not in names})
 
 
 def _read_checksums(path: Path) -> dict[str, str]:

@@ -16,19 +16,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
-from dqlora.data.hub import hub_reachable
+from dqlora.data.hub import HUB, Snapshot
 from dqlora.data.storage import existing_folder, read_json, write_json
 from dqlora.errors import UserError, first_line
 from dqlora.models.ctranslate2 import convert_whisper
+from dqlora.models.languages import known_languages, whisper_language
 
+RANDOM, WHEEL = "random:", "wheel:"
 WEIGHTS = "model*.safetensors"
 # What a checkpoint needs of its folder; nothing that is unpickled, and no copies of the weights for other frameworks.
-FILES = (
+CONFIG_FILES = [
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
@@ -41,9 +41,29 @@ FILES = (
     "merges.txt",
     "normalizer.json",
     "model.safetensors.index.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-)
+]
+FILES = [*CONFIG_FILES, "model.safetensors", "model-*-of-*.safetensors"]
+
+
+def check_student(source: str) -> "Snapshot | _Folder":
+    """What `fetch_student` refuses, found without its weights: out of small files and the headers of large ones.
+
+    Returns
+    -------
+    What `source` names, no weights fetched yet.
+    """
+    model = _open("student", source.removeprefix(RANDOM), source, "random:FOLDER")
+    folder = model.fetch(CONFIG_FILES)
+    settings = _check_student_vocabulary(folder, source)
+    if not source.startswith(RANDOM):
+        head = _tensor_shapes(model, source).get("lm_head.weight")
+        if head is None:
+            raise UserError(f"{source}: has no CTC head (lm_head.weight); name a checkpoint fine-tuned with CTC")
+        if head[0] != settings.vocab_size:
+            raise UserError(
+                f"{source}: its CTC head has {head[0]} rows, config.json's vocab_size is {settings.vocab_size}"
+            )
+    return model
 
 
 def fetch_student(source: str, output: Path, seed: int) -> None:
@@ -63,17 +83,15 @@ def fetch_student(source: str, output: Path, seed: int) -> None:
     UserError
         If the source cannot be reached, or is no wav2vec 2.0 with a CTC head, a blank and a word delimiter.
     """
-    commit = None
-    if source.startswith("random:"):
-        folder = Path(source.removeprefix("random:")).expanduser()
-        _check_student_vocabulary(folder, source)
+    model = check_student(source)
+    if source.startswith(RANDOM):
+        folder = model.fetch(CONFIG_FILES)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(folder)).save_pretrained(output)
         shutil.copyfile(folder / "vocab.json", output / "vocab.json")
     else:
-        folder, commit = locate_student(source)
-        _copy(folder, output)
+        _copy(model.fetch(FILES), output)
 
     if not (output / "tokenizer_config.json").exists():
         Wav2Vec2CTCTokenizer.from_pretrained(output).save_pretrained(output)
@@ -81,22 +99,33 @@ def fetch_student(source: str, output: Path, seed: int) -> None:
         # Attention masks are for the models with layer norm in their CNN only: transformers' docs of Wav2Vec2Processor.
         layer_norm = _read_config(output, source).get("feat_extract_norm") == "layer"
         Wav2Vec2FeatureExtractor(return_attention_mask=layer_norm).save_pretrained(output)
-    _write_origin(output, source, commit)
+    _write_origin(output, source, model.commit)
 
 
-def locate_student(source: str) -> tuple[Path, str | None]:
-    """The folder of a wav2vec 2.0 with a CTC head that `source` names, and the commit if it came from the hub.
-
-    Raises UserError as `fetch_student` does.
-    """
-    folder, commit = _locate("student", source, "random:FOLDER")
-    _check_student_vocabulary(folder, source)
-    if "lm_head.weight" not in _weight_names(folder, source):
-        raise UserError(f"{source}: has no CTC head (lm_head.weight); name a checkpoint fine-tuned with CTC")
-    return folder, commit
+def locate_student(source: str) -> Path:
+    """The folder of a wav2vec 2.0 with a CTC head that `source` names; raises UserError as `fetch_student` does."""
+    return check_student(source).fetch(FILES)
 
 
-def fetch_teacher(source: str, output: Path) -> None:
+def check_teacher(source: str, language: str) -> "Snapshot | _Folder | None":
+    """What `fetch_teacher` refuses, found without the weights, and what it names; None with ``wheel:``."""
+    if source.startswith(WHEEL):
+        _wheel_folder(source)
+        return None
+    model = _open("teacher", source, source, "wheel:NAME==VERSION")
+    folder = model.fetch(CONFIG_FILES)
+    if (kind := _read_config(folder, source).get("model_type")) != "whisper":
+        raise UserError(f"{source}: a {kind} model; the teacher must be a whisper model")
+    for names in (("preprocessor_config.json",), ("generation_config.json",), ("tokenizer.json", "vocab.json")):
+        if not any((folder / name).exists() for name in names):
+            raise UserError(f"{source}: {names[0]} is missing; copy it from the model that this one is a child of")
+    _check_language(folder, source, language)
+    if "model.encoder.conv1.weight" not in _tensor_shapes(model, source):
+        raise UserError(f"{source}: no weights of a Whisper encoder in {WEIGHTS}; name another checkpoint")
+    return model
+
+
+def fetch_teacher(source: str, output: Path, language: str) -> None:
     """Write the teacher as `WhisperForConditionalGeneration` and `WhisperProcessor` load it, and ``origin.json``.
 
     Parameters
@@ -105,71 +134,79 @@ def fetch_teacher(source: str, output: Path) -> None:
         A line as in the table above; not ``random:``.
     output
         An empty folder.
+    language
+        Of the speech, ISO 639-1 or 639-3.
 
     Raises
     ------
     UserError
-        If the source cannot be reached, or is no Whisper with its processor and generation settings.
+        If the source cannot be reached, is no Whisper with its processor and generation settings, or does not know the
+        language.
     """
-    commit = None
-    if source.startswith("wheel:"):
+    model = check_teacher(source, language)
+    if model is None:
         convert_whisper(_wheel_folder(source), output)
+        _check_language(output, source, language)
     else:
-        folder, commit = _locate("teacher", source, "wheel:NAME==VERSION")
-        if (kind := _read_config(folder, source).get("model_type")) != "whisper":
-            raise UserError(f"{source}: a {kind} model; the teacher must be a whisper model")
-        for names in (("preprocessor_config.json",), ("generation_config.json",), ("tokenizer.json", "vocab.json")):
-            if not any((folder / name).exists() for name in names):
-                raise UserError(f"{source}: {names[0]} is missing; copy it from the model that this one is a child of")
-        if "model.encoder.conv1.weight" not in _weight_names(folder, source):
-            raise UserError(f"{source}: no weights of a Whisper encoder in {WEIGHTS}; name another checkpoint")
-        _copy(folder, output)
-    _write_origin(output, source, commit)
+        _copy(model.fetch(FILES), output)
+    _write_origin(output, source, model.commit if model else None)
 
 
-def _locate(role: str, source: str, other: str) -> tuple[Path, str | None]:
-    """Find the folder that `source` names, and the commit if it came from the hub; `other` may be written instead."""
-    if source.startswith("hf://"):
-        folder = _download_snapshot(source)
-        return folder, folder.name
-    if re.match(r"[a-z0-9]{2,}:", source):
+class _Folder:
+    """A model in a folder, with what `Snapshot` has."""
+
+    commit = None
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def fetch(self, patterns: list[str]) -> Path:
+        return self.folder
+
+    def tensor_shapes(self, pattern: str) -> None:
+        return None
+
+
+def _open(role: str, path: str, source: str, other: str) -> Snapshot | _Folder:
+    """What `source` names; `other` may be written instead."""
+    if path.startswith(HUB):
+        return Snapshot(path)
+    if re.match(r"[a-z0-9]{2,}:", path):
         raise UserError(f"{source}: unknown source; write hf://owner/name@revision, {other} or a folder")
-    folder = existing_folder(source, role, f"write an existing one, hf://owner/name@revision or {other}")
-    return folder, None
+    return _Folder(existing_folder(path, role, f"write an existing one, hf://owner/name@revision or {other}"))
 
 
-def _download_snapshot(source: str) -> Path:
-    repository, _, revision = source.removeprefix("hf://").partition("@")
-    if not revision:
+def _tensor_shapes(model: Snapshot | _Folder, source: str) -> dict[str, list[int]]:
+    """Shapes of all tensors by name, out of the files' headers, which also tells a file that is cut short."""
+    shapes = model.tensor_shapes(WEIGHTS)
+    if shapes is None:
+        shapes = {}
+        for path in sorted(model.fetch([WEIGHTS]).glob(WEIGHTS)):
+            try:
+                with safe_open(path, framework="pt") as weights:
+                    shapes |= {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118
+            except (SafetensorError, OSError) as error:
+                raise UserError(
+                    f"{source}: {path.name} is cut short or damaged ({first_line(error)}); fetch it again"
+                ) from None
+    if not shapes:
         raise UserError(
-            f"{source}: names no revision, so that its weights could change unseen; write {source.rstrip('@')}@<commit>"
+            f"{source}: no {WEIGHTS}, and pickled weights are not read; name a revision that has safetensors, "
+            "or load it with transformers elsewhere, `save_pretrained` it and name that folder"
         )
-    offline = not hub_reachable()
-    try:
-        return Path(
-            snapshot_download(
-                repository,
-                revision=revision,
-                allow_patterns=list(FILES),
-                local_files_only=offline,
-            )
-        )
-    except RevisionNotFoundError:
-        raise UserError(f"{source}: {repository} has no revision {revision}; correct it") from None
-    except GatedRepoError:
-        raise UserError(f"{source}: access must be granted; ask for it on its page, then run `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise UserError(f"{source}: no public model {repository} there; correct it, or run `hf auth login`") from None
-    except Exception as error:  # the hub's HTTP client and its errors are not part of its interface
-        state = "cannot be reached, and its local cache lacks the model" if offline else f"failed ({first_line(error)})"
+    return shapes
+
+
+def _check_language(folder: Path, source: str, language: str) -> None:
+    known = known_languages(_read_json(folder / "generation_config.json", source))
+    if known is not None and whisper_language(language) not in known:
         raise UserError(
-            f"{source}: {constants.ENDPOINT} {state}; try again with a network, "
-            "or write a local folder with the model in its place"
-        ) from None
+            f"speech.language: {language}: the teacher {source} does not know it; it knows {' '.join(sorted(known))}"
+        )
 
 
 def _wheel_folder(source: str) -> Path:
-    requirement = source.removeprefix("wheel:")
+    requirement = source.removeprefix(WHEEL)
     name, _, version = requirement.partition("==")
     if not version:
         raise UserError(f"{source}: names no version; write wheel:{name or 'NAME'}==VERSION")
@@ -185,7 +222,7 @@ def _wheel_folder(source: str) -> Path:
     raise UserError(f"{source}: holds no model.bin; name a package with a CTranslate2 model in it")
 
 
-def _check_student_vocabulary(folder: Path, source: str) -> None:
+def _check_student_vocabulary(folder: Path, source: str) -> Wav2Vec2Config:
     config = _read_config(folder, source)
     if (kind := config.get("model_type")) != "wav2vec2":
         raise UserError(f"{source}: a {kind} model; the student must be a wav2vec2 model with a CTC head")
@@ -203,25 +240,7 @@ def _check_student_vocabulary(folder: Path, source: str) -> None:
         )
     if tokenizer.word_delimiter_token not in vocabulary:
         raise UserError(f"{source}: vocab.json lacks the word delimiter {tokenizer.word_delimiter_token}; add it")
-
-
-def _weight_names(folder: Path, source: str) -> set[str]:
-    """Names of all tensors, out of the headers alone, which also tells a file that is cut short."""
-    names: set[str] = set()
-    for path in sorted(folder.glob(WEIGHTS)):
-        try:
-            with safe_open(path, framework="pt") as weights:
-                names.update(weights.keys())
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{source}: {path.name} is cut short or damaged ({first_line(error)}); fetch it again"
-            ) from None
-    if not names:
-        raise UserError(
-            f"{source}: no {WEIGHTS}, and pickled weights are not read; name a revision that has safetensors, "
-            "or load it with transformers elsewhere, `save_pretrained` it and name that folder"
-        )
-    return names
+    return settings
 
 
 def _copy(folder: Path, output: Path) -> None:

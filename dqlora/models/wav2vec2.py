@@ -21,6 +21,7 @@ from dqlora.data.batching import bucketed_batches, length_mask, pad_features, pa
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError, first_line
 
+MASK_EMBEDDING = "masked_spec_embed"  # SpecAugment's; fine-tuned checkpoints may have dropped it
 NOT_QUANTISED = ["lm_head", "projection"]  # the CTC head and the feature projection
 
 
@@ -46,11 +47,21 @@ def load_student(
             llm_int8_skip_modules=NOT_QUANTISED,
         )
     try:
-        model = Wav2Vec2ForCTC.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, use_safetensors=True, local_files_only=True, **options
+        model, found = Wav2Vec2ForCTC.from_pretrained(
+            folder,
+            dtype=dtype,
+            device_map={"": device},
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot be loaded as a wav2vec 2.0 CTC model ({first_line(error)})") from None
+    for name in found["missing_keys"]:
+        if not name.endswith(MASK_EMBEDDING):
+            raise UserError(f"{folder}: its weights lack {name}; name another checkpoint")
+        model.get_parameter(name).data.zero_()  # transformers has drawn it at random
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes would repack the weights at the first evaluation, for a bf16 kernel that has no gradient

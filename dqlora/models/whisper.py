@@ -15,6 +15,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from dqlora.data.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from dqlora.data.batching import pad_waves
 from dqlora.errors import UserError, first_line
+from dqlora.models.languages import whisper_language
 
 WINDOW = 30  # seconds, of Whisper's training
 # Seconds of silence behind a clip. Without the rest of the window features change a little, and the WER of a head on
@@ -113,7 +114,7 @@ class Teacher:
     def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         """Greedy transcripts of clips, float32 [samples] at 16 kHz, at most 30 s."""
         multilingual = (
-            {"language": language, "task": "transcribe"}
+            {"language": whisper_language(language), "task": "transcribe"}
             if getattr(self.model.generation_config, "is_multilingual", False)
             else {}
         )

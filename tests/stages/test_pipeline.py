@@ -1,9 +1,10 @@
-"""The whole pipeline through DVC, at a tiny size: the fleurs preset on local copies of the hub's layouts."""
+"""The whole pipeline through DVC, at a tiny size: the fleurs preset, its own lines answered by a stand-in of the hub."""
 
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,14 +12,17 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2ForCTC
 
 from dqlora.data.storage import RaggedArray
 from tests.conftest import ROOT, write_noise
+from tests.hub import serve
 
 STAGES = (
     "fetch_models",
@@ -55,7 +59,6 @@ ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     "DVC_NO_ANALYTICS": "1",
-    "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing may be fetched
     "GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t",
 }  # fmt: skip
 
@@ -106,21 +109,52 @@ def restore(project: Path) -> None:
     run("dvc", "checkout", "-q", folder=project)
 
 
+def as_published(student: Path, output: Path) -> None:
+    """Weights as those of facebook/wav2vec2-base-960h: old names, nothing for masking, and a pickle beside them."""
+    shutil.copytree(student, output)
+    weights = load_file(student / "model.safetensors")
+    del weights["wav2vec2.masked_spec_embed"]
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    for new_name, old_name in old.items():
+        [name] = [name for name in weights if name.endswith(new_name)]
+        weights[name.replace(new_name, old_name)] = weights.pop(name)
+    save_file(weights, output / "model.safetensors", {"format": "pt"})
+    (output / "pytorch_model.bin").write_bytes(b"not to be unpickled")
+
+
+def fill_hub(root: Path, preset: dict[str, Any], student: Path, teacher: Path) -> None:
+    """What the lines of the fleurs preset name: the mini preset's speech, and small models."""
+    corpus, commit, config = re.fullmatch(r"hf://datasets/(.+)@([0-9a-f]{40})/(.+)", preset["speech"]["path"]).groups()
+    shutil.copytree(ROOT / "presets/mini/speech", root / "datasets" / corpus / commit / config)
+    for role, write in (("student", as_published), ("teacher", shutil.copytree)):
+        name, commit = re.fullmatch(r"hf://(.+)@([0-9a-f]{40})", preset[role]).groups()
+        write({"student": student, "teacher": teacher}[role], root / "models" / name / commit)
+    write_noise(root / "noise")
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path) -> Path:
-    """The fleurs preset after `dvc repro`, its lines pointed at local copies of the hub's layouts."""
+def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teacher_folder: Path) -> Iterator[Path]:
+    """The fleurs preset after `dvc repro`, its own lines answered by a stand-in of the hub."""
     base = tmp_path_factory.mktemp("pipeline")
     folder = base / "project"
     for name in ("stages", "dqlora", "presets"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.tmp-*"))
     for name in ("dvc.yaml", "params.yaml", ".gitignore", ".dvcignore"):
         shutil.copy(ROOT / name, folder / name)
-    shutil.copytree(ROOT / "presets/mini/speech", base / "fleurs/en_us")  # <config>/<split>/0000.parquet
 
     preset = yaml.safe_load((ROOT / "presets/fleurs.yaml").read_text())
-    preset["speech"] |= {"path": str(base / "fleurs/en_us"), "clips": {"train": 6, "validation": 2, "test": 3}}
-    preset["noise"]["path"] = str(write_noise(base / "noise"))
-    preset |= {"student": str(student_folder), "teacher": str(teacher_folder)}
+    fill_hub(base / "hub", preset, student_folder, teacher_folder)
+    preset["speech"]["clips"] = {"train": 6, "validation": 2, "test": 3}
+    with serve(base / "hub") as hub:
+        ENVIRONMENT.update(HF_ENDPOINT=hub.url, HF_HOME=str(base / "cache"))
+        noise = [file.relative_to(hub.root) for file in sorted((base / "hub/noise").rglob("*.wav"))]
+        lines = [f"{file.parts[1]},{hub.url}/{file.as_posix()}\n" for file in noise]
+        (folder / preset["noise"]["path"]).write_text("split,url\n" + "".join(lines))
+        yield repro(base, folder, preset)
+
+
+def repro(base: Path, folder: Path, preset: dict[str, Any]) -> Path:
+    """The project in `folder`, all stages run and committed."""
     preset["teacher_head"]["steps"] = 3
     preset["budget"] = {"steps": 6, "batch_seconds": 15, "validate_every": 2}
     (folder / "presets/fleurs.yaml").write_text(yaml.safe_dump(preset))
@@ -190,6 +224,7 @@ def test_a_stage_reads_nothing_that_it_does_not_depend_on(project: Path) -> None
         known = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in own + pipeline[stage]["deps"]]
         known = [each.replace("${preset}", "fleurs").replace("${teacher_input}", "clean") for each in known]
         known += ["presets/fleurs.yaml", "models/fleurs/checkpoints", "metrics/curves"]
+        known += ["data/fleurs/downloads", "presets/fleurs.sha256"]
         unfinished = ".tmp-" in path  # of the stage's own output
         assert unfinished or any(f"{path}/".startswith(f"{each}/") for each in known), line
 
