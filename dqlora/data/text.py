@@ -1,63 +1,82 @@
 """Transcripts: spelt out for training, the student's vocabulary, and the normaliser that scoring shares."""
 
-import re
 import unicodedata
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 
-import num2words as _num2words
-from whisper_normalizer.basic import BasicTextNormalizer
+import regex
 from whisper_normalizer.english import EnglishTextNormalizer
 
+from dqlora.data.numbers import WITHOUT_SPACES, BadText, normal_code, spell_numbers
 from dqlora.data.storage import read_json, rerun
 from dqlora.errors import UserError
 
-_NUMBER = re.compile(r"(?P<digits>\d+(?:,\d{3})*(?:\.\d+)?)(?P<ordinal>(?:st|nd|rd|th)\b)?")
-_YEAR = re.compile(r"1[1-9]\d\d|20[1-9]\d")
-_CURRENCY = re.compile(r"([$€£])\s?(\d[\d,.]*\d|\d)(\s(?:hundred|thousand|million|billion|trillion))?")
-_CURRENCY_NAMES = {"$": "dollars", "€": "euros", "£": "pounds"}
+__all__ = ["BadText", "Vocabulary", "frames_needed", "scoring_normaliser", "spell_out", "without_spaces"]
+
+JOINERS = "\u200c\u200d"  # zero-width: they shape Persian and Indic words, and belong to them
+# What is typed for an apostrophe: modifier letters, quotes, accents that stand alone, a prime except after a digit.
+_APOSTROPHES = regex.compile(r"[\u2019\u2018\u201b\u00b4`\u02bc\u02bb\u02b9\uff07\u05f3]|(?<!\d)\u2032")
+# Soft hyphens, byte order marks, directions; Arabic's kashida; what chooses an emoji's look.
+_INVISIBLE = regex.compile(rf"(?V1)[\p{{Cf}}--[{JOINERS}]]|[\u0640\ufe00-\ufe0f\u20e3]")
+_DIGIT = regex.compile(r"(?V1)[\p{Nd}--0-9]")
+_GROUP_SPACE = regex.compile(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))")
+_KEPT_APART = regex.compile(r"([\p{No}№ºª′″])")  # NFKC makes digits and letters of them: 5² is not 52
+_DASHES = str.maketrans({"\u2010": "-", "\u2011": "-", "\u2012": "-", "\u2013": "-", "\u2212": "-", "\u2014": " - "})
+_COMMAS_BELOW = str.maketrans("şţŞŢ", "șțȘȚ")  # Romanian is often typed with cedillas, and CLDR's rules are
+_NOT_SPOKEN = regex.compile(rf"[^\p{{L}}\p{{M}}\p{{Nl}}'{JOINERS}]+")
+_NOT_WRITTEN = regex.compile(
+    rf"[^\p{{L}}\p{{M}}\p{{Nl}}0-9'{JOINERS}]+"
+)  # digits that no rules spell stay, to be scored
+_LOOSE = regex.compile(rf"(?<![\p{{L}}\p{{M}}])[\p{{M}}{JOINERS}]+|[{JOINERS}]+(?![\p{{L}}\p{{M}}])")
 
 
-class BadText(ValueError):
-    """A transcript that cannot be used; the message is the reason, in a few words."""
-
-
-def spell_out(transcript: str, language: str) -> str:
+def spell_out(transcript: str, language: str, strict: bool = True) -> str:
     """The words of a transcript as they are spoken: lower case, digits spelt out, punctuation dropped.
 
-    Letters keep their accents; `Vocabulary.fit` decides what the student can write.
+    Letters keep their accents; `Vocabulary.fit` decides what the student can write. A text that is spelt out already
+    stays as it is.
+
+    Parameters
+    ----------
+    language
+        ISO 639, or with script and territory as FLEURS names it (`cmn_hans_cn`).
+    strict
+        False for scoring: a number in doubt is spelt as best can be.
 
     Raises
     ------
     BadText
-        if the transcript has digits and num2words does not know the language.
+        if strict, naming the number or sign that cannot be spelt out with certainty in the language.
     """
-    text = unicodedata.normalize("NFKC", transcript).replace("’", "'").lower()
-    if language == "en":
-        text = _CURRENCY.sub(lambda match: f"{match[2]}{match[3] or ''} {_CURRENCY_NAMES[match[1]]}", text)
-        text = text.replace("%", " percent ").replace("&", " and ")
-    text = _NUMBER.sub(lambda match: f" {_spell_number(match, language)} ", text)
-    kept = (char if char == "'" or unicodedata.category(char)[0] in "LM" else " " for char in text)
-    words = (word.strip("'") for word in "".join(kept).split())
+    text = _lower(spell_numbers(_plain(transcript), language, strict), language)
+    text = (_NOT_SPOKEN if strict else _NOT_WRITTEN).sub(" ", _LOOSE.sub("", _INVISIBLE.sub("", text)))
+    words = (word.strip("'") for word in text.split())
     return " ".join(word for word in words if word)
 
 
-def _spell_number(match: re.Match[str], language: str) -> str:
-    digits = match["digits"]
-    if "," not in digits and _YEAR.fullmatch(digits) and not match["ordinal"]:
-        form = "year"
-    elif match["ordinal"]:
-        form = "ordinal"
-    else:
-        form = "cardinal"
-    number = digits.replace(",", "")
-    try:
-        return _num2words.num2words(number if "." in number else int(number), lang=language, to=form)
-    except NotImplementedError:
-        raise BadText(f"digits cannot be spelt out in language {language!r}") from None
-    except OverflowError:
-        raise BadText("a number too large to spell out") from None
+def _plain(text: str) -> str:
+    """One character for what is written with many (apostrophes, dashes, digits, spaces), nothing invisible."""
+    text = _INVISIBLE.sub("", _APOSTROPHES.sub("'", text)).translate(_DASHES)
+    text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+    text = _GROUP_SPACE.sub("_", text)
+    pieces = _KEPT_APART.split(text)
+    pieces[::2] = [unicodedata.normalize("NFKC", piece) for piece in pieces[::2]]
+    return "".join(pieces)
+
+
+def _lower(text: str, language: str) -> str:
+    if normal_code(language) in {"az", "tr"}:
+        text = text.replace("I", "ı")
+    if normal_code(language) == "ro":
+        text = text.translate(_COMMAS_BELOW)
+    return unicodedata.normalize("NFKC", text.replace("İ", "i").lower())
+
+
+def without_spaces(language: str) -> bool:
+    """Whether the language puts no spaces between words, so that what is counted as words is characters."""
+    return normal_code(language) in WITHOUT_SPACES
 
 
 class Vocabulary:
@@ -70,6 +89,7 @@ class Vocabulary:
         self.letters = {token for token in token_ids if len(token) == 1 and token != delimiter}
         self._names = {index: token for token, index in token_ids.items()}
         self._upper = any(letter.isupper() for letter in self.letters)
+        self._dotted_capitals = "İ" in self.letters  # Turkish and Azerbaijani
 
     @classmethod
     def load(cls, path: Path) -> "Vocabulary":
@@ -96,8 +116,9 @@ class Vocabulary:
         BadText
             if nothing is left, or letters remain that the vocabulary cannot write.
         """
-        cased = text.upper() if self._upper else text
-        fitted = "".join(self._fit_letter(char) for char in cased)
+        if self._upper:
+            text = (text.replace("i", "İ") if self._dotted_capitals else text).upper()
+        fitted = "".join(self._fit_letter(char) for char in text)
         foreign = sorted({char for char in fitted if char != " " and char not in self.letters})
         if foreign:
             raise BadText(f"letters outside the student's vocabulary: {' '.join(foreign[:8])}")
@@ -108,8 +129,10 @@ class Vocabulary:
     def _fit_letter(self, char: str) -> str:
         if char == " " or char in self.letters:
             return char
-        if char == "'":
+        if char in "'" + JOINERS:
             return ""
+        if char == "ß":
+            return "ss"
         plain = "".join(part for part in unicodedata.normalize("NFD", char) if not unicodedata.combining(part))
         return plain or ("" if unicodedata.combining(char) else char)
 
@@ -120,7 +143,8 @@ class Vocabulary:
     def decode(self, frames: list[int]) -> str:
         """Greedy CTC decoding: repeats merged, blanks dropped. `frames` holds one token id a frame."""
         merged = [token for before, token in zip([None, *frames], frames, strict=False) if token != before]
-        return " ".join("".join(self.name(token) for token in merged).split()).lower()
+        text = " ".join("".join(self.name(token) for token in merged).split())
+        return _lower(text, "tr") if self._dotted_capitals else text.lower()
 
     def name(self, token: int) -> str:
         """What a token writes: a letter, a space, or nothing (the blank and whatever stands for no letter)."""
@@ -131,9 +155,29 @@ class Vocabulary:
 
 
 @cache
-def scoring_normaliser(language: str) -> BasicTextNormalizer | EnglishTextNormalizer:
-    """Whisper's normaliser (Radford et al. 2022, appendix C), the same for references and hypotheses."""
-    return EnglishTextNormalizer() if language == "en" else BasicTextNormalizer()
+def scoring_normaliser(language: str) -> Callable[[str], str]:
+    """The words that are counted, the same path for references and hypotheses, after the one that labels take.
+
+    Both are spelt out as for training, so that a student that writes its labels makes no errors. Then English goes
+    through Whisper's normaliser (Radford et al. 2022, appendix C: contractions, spelling variants, numbers). Other
+    languages are case-folded, and lose apostrophes and zero-width joiners. Whisper's basic normaliser is not used: it
+    takes vowel signs for punctuation. As in Whisper's paper, languages without spaces are split into characters
+    (grapheme clusters), so that their WER is an error rate of characters.
+    """
+    return partial(_normalise_english if normal_code(language) == "en" else _normalise, language=language)
+
+
+_english = cache(EnglishTextNormalizer)
+
+
+def _normalise_english(text: str, language: str) -> str:
+    return _english()(spell_out(text, language, strict=False))
+
+
+def _normalise(text: str, language: str) -> str:
+    words = unicodedata.normalize("NFC", spell_out(text, language, strict=False).casefold())
+    words = regex.sub(f"['{JOINERS}]", "", words)
+    return " ".join(regex.findall(r"\X", words.replace(" ", ""))) if without_spaces(language) else words
 
 
 def frames_needed(labels: list[int]) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import jiwer
 import numpy as np
 
-from dqlora.data.text import scoring_normaliser
+from dqlora.data.text import scoring_normaliser, without_spaces
 from dqlora.evaluation.test_set import CLEAN
 
 INTERVAL = (0.025, 0.975)  # of the bootstrap's draws: the quantiles between which every interval lies
@@ -34,23 +34,28 @@ class Errors:
 
 
 def count_errors(references: list[str], hypotheses: list[str], language: str) -> Errors:
-    """Edits of each hypothesis against its reference, after the scoring normaliser on both."""
-    normalise = scoring_normaliser(language)
-    rows = [_edits(normalise(ref), normalise(hyp)) for ref, hyp in zip(references, hypotheses, strict=True)]
+    """Edits of each hypothesis against its reference, after the scoring normaliser on both.
+
+    Spaces count as characters; in languages without spaces they are none, and each character counts as a word.
+    """
+    normalise, spaced = scoring_normaliser(language), not without_spaces(language)
+    rows = [_edits(normalise(ref), normalise(hyp), spaced) for ref, hyp in zip(references, hypotheses, strict=True)]
     return Errors(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
 
 
-def _edits(reference: str, hypothesis: str) -> tuple[int, int, int, int]:
+def _edits(reference: str, hypothesis: str, spaced: bool) -> tuple[int, int, int, int]:
     reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
+    between = " " if spaced else ""
+    reference_chars, hypothesis_chars = between.join(reference.split()), between.join(hypothesis.split())
     if not reference:  # jiwer refuses an empty reference; every word of the hypothesis is then an insertion
-        return len(hypothesis.split()), 0, len(hypothesis), 0
+        return len(hypothesis.split()), 0, len(hypothesis_chars), 0
     words = jiwer.process_words(reference, hypothesis)
-    chars = jiwer.process_characters(reference, hypothesis)
+    chars = jiwer.process_characters(reference_chars, hypothesis_chars)
     return (
         words.substitutions + words.deletions + words.insertions,
         len(reference.split()),
         chars.substitutions + chars.deletions + chars.insertions,
-        len(reference),
+        len(reference_chars),
     )
 
 

@@ -82,3 +82,22 @@ def test_noisy_clips_are_grouped_by_what_they_share() -> None:
         {"category": "fan", "clips": 2, "base": 0.25, "teacher": 0.0},
         {"category": "road", "clips": 1, "base": 0.5, "teacher": 0.0},
     ]
+
+
+@pytest.mark.parametrize(
+    ("language", "reference", "hypothesis", "word_edits", "words", "char_edits", "chars"),
+    [
+        ("zh", "今天天气很好。", "今天 天气好", 1, 6, 1, 6),
+        ("th", "ใกล้ ๆ", "ใกล ๆ", 1, 4, 1, 5),
+        ("my", "ကို", "ကု", 1, 1, 1, 3),
+        ("hi", "प्राचीन संस्कृतियों और जनजातियों", "प्रचिन संस्कृतियो और जनजातियो", 3, 4, 4, 32),
+        ("en", "They don’t know (yet), 21 of them.", "they don't know yet twenty one of them", 0, 8, 0, 31),
+        ("de", "(Lachen) Straße", "", 2, 2, 14, 14),
+    ],
+)
+def test_words_and_characters_are_counted_as_the_script_has_them(
+    language: str, reference: str, hypothesis: str, word_edits: int, words: int, char_edits: int, chars: int
+) -> None:
+    errors = count_errors([reference], [hypothesis], language)
+    counted = [errors.word_edits, errors.words, errors.char_edits, errors.chars]
+    assert [field.item() for field in counted] == [word_edits, words, char_edits, chars]
