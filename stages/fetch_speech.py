@@ -1,32 +1,42 @@
 """Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dqlora.config import Paths, Speech, load_params, load_preset
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
-from dqlora.data.corpus import SPLITS, read_clips
+from dqlora.data.corpus import Clip, read_clips
+from dqlora.data.fleurs import DamagedError
+from dqlora.data.layouts import SPLITS
 from dqlora.data.storage import RaggedArrayWriter, atomic_directory
 from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import Rejected, UserError, run_stage
 
 
 def fetch_split(
-    speech: Speech, split: str, folder: Path, vocabulary: Vocabulary, seed: int, held_out: set[str], rejected: Rejected
+    clips: Iterator[Clip],
+    speech: Speech,
+    split: str,
+    folder: Path,
+    vocabulary: Vocabulary,
+    held_out: set[str],
+    rejected: Rejected,
 ) -> tuple[set[str], float]:
     """Write one split; returns its sentences and its seconds. Sentences in `held_out` are rejected."""
     wanted = getattr(speech.clips, split)
     ids: set[str] = set()
     sentences: set[str] = set()
     samples_written = 0
-    clips = read_clips(speech.path, split, seed)
     with (
         RaggedArrayWriter(folder, "int16") as out,
         tqdm(total=wanted, desc=f"speech {split}", unit=" clips") as progress,
     ):
         for clip in clips:
             try:
+                if clip.problem:
+                    raise BadText(clip.problem)
                 if clip.id in ids:
                     raise BadText("a second clip of this name")
                 if not clip.transcript.strip():
@@ -49,22 +59,33 @@ def fetch_split(
     return sentences, samples_written / SAMPLE_RATE
 
 
-def main() -> None:
-    params = load_params()
-    speech = load_preset(params.preset).speech
-    paths = Paths(params.preset)
+def fetch(speech: Speech, paths: Paths, seed: int) -> None:
+    """Write all splits."""
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rejected = Rejected()
     held_out: set[str] = set()
     with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
-            sentences, seconds = fetch_split(speech, split, folder / split, vocabulary, params.seed, held_out, rejected)
+            clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
+            sentences, seconds = fetch_split(clips, speech, split, folder / split, vocabulary, held_out, rejected)
             if not sentences:
                 rejected.write(folder)
-                raise UserError(f"speech.path: {speech.path}: no usable clip in {split} (reasons above)")
+                reasons = [reason for of, _, reason in rejected.items if of == split]
+                why = f"all {len(reasons)} were rejected, the first: {reasons[0]}" if reasons else "it has no rows"
+                raise UserError(f"speech.path: {speech.path}: no usable clip in {split}: {why}")
             held_out |= sentences
             print(f"{split}: {len(sentences)} sentences, {seconds / 60:.1f} min")
         rejected.write(folder)
+
+
+def main() -> None:
+    params = load_params()
+    speech, paths = load_preset(params.preset).speech, Paths(params.preset)
+    try:
+        fetch(speech, paths, params.seed)
+    except DamagedError as error:
+        print(error)
+        fetch(speech, paths, params.seed)
 
 
 if __name__ == "__main__":

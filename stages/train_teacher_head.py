@@ -4,6 +4,7 @@ import time
 
 import torch
 from tqdm import tqdm
+from transformers import Wav2Vec2Config
 
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.config import TeacherHead as HeadSettings
@@ -39,7 +40,13 @@ def base_logits(paths: Paths, quantize: str, device: torch.device) -> dict[str, 
 def load_examples(
     paths: Paths, split: str, vocabulary: Vocabulary, targets: dict[str, torch.Tensor], rejected: Rejected
 ) -> list[Example]:
-    """The teacher's features of one split with their labels; texts that do not fit their frames are rejected."""
+    """The teacher's features of one split with their labels; texts that do not fit their frames are rejected.
+
+    Raises
+    ------
+    UserError
+        if no example is left.
+    """
     features, clean = RaggedArray(paths.teacher_features / split), RaggedArray(paths.clean / split)
     examples = []
     for item in features.items:
@@ -49,6 +56,11 @@ def load_examples(
             rejected.add(split, item["id"], "more labels than frames")
             continue
         examples.append(Example(features[item["id"]], labels, text, targets.get(item["utterance"])))
+    if not examples:
+        raise UserError(
+            f"{paths.clean / split}: every transcript has more labels than its audio has frames; check the transcripts "
+            "of speech.path"
+        )
     return examples
 
 
@@ -71,6 +83,7 @@ def main() -> None:
     paths = Paths(params.preset)
     settings, steps = params.teacher_head, preset.teacher_head.steps
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    tokens = Wav2Vec2Config.from_pretrained(paths.student).vocab_size  # some students write more than vocab.json lists
     device = default_device()
     rejected = Rejected()
     targets = base_logits(paths, params.student.quantize, device) if settings.frame_sync_weight and steps else {}
@@ -78,7 +91,7 @@ def main() -> None:
     validation = load_examples(paths, "validation", vocabulary, {}, rejected)
     started = time.perf_counter()
     seed_torch(params.seed, "head")
-    head = start_head(paths, settings, training[0].features.shape[1], len(vocabulary), device)
+    head = start_head(paths, settings, training[0].features.shape[1], tokens, device)
     train_head(head, training, vocabulary.blank, settings, steps, preset.budget.batch_seconds, params.seed)
     hypotheses = transcribe_head(head, validation, vocabulary)
     errors = count_errors([example.text for example in validation], hypotheses, preset.speech.language)

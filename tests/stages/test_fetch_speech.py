@@ -1,0 +1,117 @@
+"""Tables and layouts through the stage: what is trained on, what is rejected by name, what ends it with one line."""
+
+import csv
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from dqlora.config import Paths
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter
+from dqlora.data.text import Vocabulary
+from dqlora.errors import Rejected, UserError
+from stages import fetch_speech
+from stages.train_teacher_head import load_examples
+from tests.conftest import RATE, tone, write_audiofolder
+from tests.stages.test_bad_input import local  # noqa: F401
+
+WORDS = ("one", "two", "three", "four")
+
+
+@pytest.fixture
+def clean(local: Path) -> Path:  # noqa: F811
+    return local / "data/local/clean"
+
+
+@pytest.fixture
+def speech(tmp_path: Path) -> Path:
+    for split in ("train", "validation", "test"):
+        write_audiofolder(tmp_path / "speech" / split, [f"{split} sentence {word}" for word in WORDS], seconds=0.5)
+    return tmp_path / "speech"
+
+
+def texts(clean: Path, split: str) -> dict[str, str]:
+    return {item["id"]: item["text"] for item in RaggedArray(clean / split).items}
+
+
+def rejected(clean: Path) -> dict[str, str]:
+    with (clean / "rejected.csv").open(encoding="utf-8") as file:
+        return {f"{row['split']}/{row['id']}": row["reason"] for row in csv.DictReader(file)}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("train-0.wav,hello, this is the office", "3 cells where the table has 2"),
+        ('train-0.wav,"hello', "a quote is opened and not closed"),
+        ("train-0.wav", "1 cells where the table has 2"),
+        ("train-0.wav,", "empty transcript"),
+    ],
+)
+def test_a_cut_label_is_rejected_and_named(speech: Path, clean: Path, line: str, reason: str) -> None:
+    table = speech / "train/metadata.csv"
+    table.write_text(f"file_name,transcription\ntrain-1.wav,please hold\n{line}\ntrain-2.wav,good bye\n")
+    fetch_speech.main()
+    assert texts(clean, "train") == {"train-1.wav": "PLEASE HOLD", "train-2.wav": "GOOD BYE"}
+    [(name, why)] = rejected(clean).items()
+    assert name == "train/train-0.wav" and why.startswith(reason)
+    assert reason == "empty transcript" or f"({table}, line 3)" in why
+
+
+def test_a_decomposed_name_and_a_name_of_two_rows(speech: Path, clean: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Grüße.wav") for form in ("NFC", "NFD"))
+    soundfile.write(speech / "train" / decomposed, tone(0.5), RATE)
+    with (speech / "train/metadata.csv").open("a", encoding="utf-8") as file:
+        file.write(f"{composed},greetings\n{decomposed},greetings again\n./{composed},and again\n")
+    fetch_speech.main()
+    assert texts(clean, "train")[composed] == "GREETINGS"
+    assert rejected(clean) == {f"train/{composed}": "a second clip of this name"}
+
+
+def test_no_clip_of_the_users_test_split_is_trained_on(tmp_path: Path, clean: Path) -> None:
+    rows = []
+    for split in ("train", "val", "test"):
+        write_audiofolder(tmp_path / "speech" / split, [f"{split} sentence {word}" for word in WORDS], seconds=0.5)
+        (tmp_path / "speech" / split / "metadata.csv").unlink()
+        rows += [f"{split}/{split}-{number}.wav,{split} sentence {word}\n" for number, word in enumerate(WORDS)]
+    (tmp_path / "speech/metadata.csv").write_text("file_name,transcription\n" + "".join(rows))
+    fetch_speech.main()
+    for split, folder in (("train", "train"), ("validation", "val"), ("test", "test")):
+        assert list(texts(clean, split)) == [f"{folder}/{folder}-{number}.wav" for number in range(4)]
+
+
+@pytest.mark.parametrize("clips", [3, 5])
+def test_a_handful_of_clips_is_enough(tmp_path: Path, clean: Path, clips: int) -> None:
+    write_audiofolder(tmp_path / "speech", [f"agent {word}" for word in (*WORDS, "five")[:clips]])
+    fetch_speech.main()
+    assert sum(len(texts(clean, split)) for split in ("train", "validation", "test")) == clips
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("file_name,transcription\n", r"no usable clip in validation: it has no rows$"),
+        ("file_name,transcription\na.wav,hello\nb.wav,bye\n", r"all 2 were rejected, the first: no such file$"),
+    ],
+)
+def test_a_split_without_clips_says_why(speech: Path, clean: Path, rows: str, message: str) -> None:
+    (speech / "validation/metadata.csv").write_text(rows)
+    with pytest.raises(UserError, match=message):
+        fetch_speech.main()
+    assert not clean.exists()
+
+
+def test_labels_longer_than_their_audio_everywhere_are_named(tmp_path: Path, vocabulary: Vocabulary) -> None:
+    """The teacher's head has nothing to train on."""
+    paths = Paths("local", tmp_path)
+    with (
+        RaggedArrayWriter(paths.clean / "train", "int16") as clips,
+        RaggedArrayWriter(paths.teacher_features / "train", "float16", 8) as features,
+    ):
+        for number in range(2):
+            clips.append(np.zeros(16_000, "int16"), id=f"{number}", transcript="", text="A B C " * 20 + "A")
+            features.append(np.zeros((50, 8), "float16"), id=f"{number}", utterance=f"{number}")
+    with pytest.raises(UserError, match=r"clean/train: every transcript has more labels than its audio has frames"):
+        load_examples(paths, "train", vocabulary, {}, Rejected())
