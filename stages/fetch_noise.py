@@ -8,14 +8,17 @@ import numpy as np
 from tqdm import tqdm
 
 from dqlora.config import Noise, Paths, load_params, load_preset
+from dqlora.data.archives import check_archive, extract_archive
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
-from dqlora.data.download import RemoteFile, download_all, extract_archive, read_url_list
-from dqlora.data.noise import find_recordings, synthetic_recordings
+from dqlora.data.download import RemoteFile, download_all, read_url_list
+from dqlora.data.mixing import sounding_part
+from dqlora.data.noise import Recording, find_recordings, synthetic_recordings, unused_files
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import Rejected, UserError, run_stage
 
 Named = tuple[str, str, np.ndarray]  # id, category, float32 [samples]
 SPLITS = ("test", "train")  # test first: a recording found in both stays out of training
+NAMED = 10  # files that are not used
 PEAK = 0.5  # every recording is stored at this peak: the SNR sets its level, and quiet ones keep their 16 bits
 
 
@@ -25,10 +28,12 @@ def synthetic(noise: Noise, split: str, paths: Paths, seed: int) -> Iterator[Nam
     return synthetic_recordings(split, getattr(noise.recordings, split), noise.seconds, seed, voices)
 
 
-def recorded(noise: Noise, folder: Path, split: str, seed: int, rejected: Rejected) -> Iterator[Named]:
-    for recording in find_recordings(folder, seed)[split]:
+def recorded(recordings: list[Recording], split: str, seconds: float, rejected: Rejected) -> Iterator[Named]:
+    for recording in recordings:
         try:
             samples = read_audio(recording.path)
+            check_sound(samples)
+            samples = sounding_part(samples, round(seconds * SAMPLE_RATE))
             check_sound(samples)
         except BadAudio as reason:
             rejected.add(split, recording.id, str(reason))
@@ -39,10 +44,11 @@ def recorded(noise: Noise, folder: Path, split: str, seed: int, rejected: Reject
 def source_folder(path: str, paths: Paths) -> Path:
     """The folder of recordings that noise.path names, downloaded first where it is a list of URLs or an archive."""
     if path.endswith(".csv"):
-        download_all(read_url_list(Path(path)), paths.downloads / "noise", paths.checksums)
+        download_all(read_url_list(Path(path)), paths.downloads / "noise", paths.checksums, read_audio)
         return paths.downloads / "noise"
     if path.startswith(("http://", "https://")):
-        [archive] = download_all([RemoteFile(path.rpartition("/")[2], path)], paths.downloads, paths.checksums)
+        remote = RemoteFile(path.rpartition("/")[2], path)
+        [archive] = download_all([remote], paths.downloads, paths.checksums, check_archive)
         with atomic_directory(paths.downloads / "noise") as folder:
             extract_archive(archive, folder)
         return paths.downloads / "noise"
@@ -56,11 +62,15 @@ def main() -> None:
     source = None if noise.path == "synthetic" else source_folder(noise.path, paths)
     rejected = Rejected()
     contents: dict[str, str] = {}
+    found = find_recordings(source, params.seed) if source else {}
+    if source and (unused := unused_files(source)):
+        more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
+        print(f"not used, by their names no recordings: {len(unused)} ({', '.join(unused[:NAMED])}{more})")
     with atomic_directory(paths.noise) as out:
         for split in SPLITS:
             wanted, written = getattr(noise.recordings, split), 0
             recordings = (
-                recorded(noise, source, split, params.seed, rejected)
+                recorded(found[split], split, noise.seconds, rejected)
                 if source
                 else synthetic(noise, split, paths, params.seed)
             )
@@ -69,8 +79,7 @@ def main() -> None:
                 tqdm(desc=f"noise {split}", unit=" recordings") as progress,
             ):
                 for name, category, samples in recordings:
-                    kept = samples[: round(noise.seconds * SAMPLE_RATE)]
-                    stored = to_int16(kept * (PEAK / np.abs(kept).max(initial=1e-9)))
+                    stored = to_int16(samples * (PEAK / np.abs(samples).max()))
                     content = hashlib.sha256(stored.tobytes()).hexdigest()
                     if content in contents:
                         rejected.add(split, name, f"the same sound as {contents[content]}")

@@ -1,11 +1,15 @@
 """Audio in arrays: float32 in [-1, 1], 16 kHz, mono; int16 on disk."""
 
 import io
+import re
 import struct
+import zlib
 from collections.abc import Iterator
+from itertools import chain, groupby, pairwise
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import av
 import numpy as np
 import soundfile
 import soxr
@@ -16,10 +20,37 @@ FRAMES_PER_SECOND = SAMPLE_RATE // FRAME_HOP  # 50
 MAX_SECONDS = 30.0  # Whisper's window
 MIN_SECONDS = 0.3  # shorter than the shortest word in the corpora seen here
 SILENCE_PEAK = 1e-3  # -60 dBFS: nothing that a listener would take for speech
-AUDIO_SUFFIXES = {".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64"}  # libsndfile reads them
-BLOCK_SECONDS = 10  # of a long recording, decoded at a time
-OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
 CLIPPED_RATIO = 0.01  # ratio of samples at full scale above which a recording counts as clipped
+BLOCK_SECONDS = 10  # of a long recording, decoded at a time
+LOUDEST = 2.0**32  # of floating-point samples: some are written in the range of 32-bit integers
+RATES = (2_000, 400_000)  # samples per second: what lies outside is a damaged header
+SLACK_SECONDS = 0.05  # a length in a header may be wrong by this much: less than a phone lasts
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
+OGG_HEADER = 27  # bytes of a page before its table of segments (RFC 3533)
+MAX_FRAME_BYTES = 1792  # of MP3 and AAC: the last frame of a recording that was broken off
+OPPOSED = -0.3  # correlation of two channels below which one is taken as the other with its poles swapped
+
+# FFmpeg's demuxers that hold the sound themselves; its playlists, which open other files and addresses, are none
+CONTAINERS = "aac,aiff,amr,ape,asf,au,avi,caf,flac,flv,matroska,mov,mp3,mpegts,nistsphere,ogg,rm,tta,voc,w64,wav,wv"
+AUDIO_SUFFIXES = {
+    *(".wav", ".wave", ".rf64", ".w64", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc"),
+    *(".au", ".snd", ".caf", ".sph", ".voc", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".3gp", ".amr", ".wma"),
+}
+
+# Of files made of chunks, by their first bytes: where the first chunk begins, how its header is laid out (name,
+# length), how much of its header the length counts, and to how many bytes a chunk is padded
+CHUNKS = {
+    b"RIFF": (12, struct.Struct("<4sI"), 0, 2),  # WAV
+    b"RF64": (12, struct.Struct("<4sI"), 0, 2),
+    b"FORM": (12, struct.Struct(">4sI"), 0, 2),  # AIFF
+    b"caff": (8, struct.Struct(">4sq"), 0, 1),
+    b"riff": (40, struct.Struct("<16sQ"), 24, 8),  # W64
+}
+# Lengths that stand for "unknown" in what was written to a pipe, where no program can go back to fill in the real one:
+# sox 0x7ffff000, arecord 0x7fffff00, others 0x80000000, 0xffffffff, -1 or 0
+UNKNOWN_LENGTHS = (range(-1, 1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
+SLACK_BYTES = 1024  # by which a chunk's length may be too large: 32 ms at 16 kHz and 16 bits, less than a phone lasts
 
 
 class BadAudio(ValueError):
@@ -27,7 +58,7 @@ class BadAudio(ValueError):
 
 
 def read_audio(source: Path | bytes) -> np.ndarray:
-    """Decode a recording of any format, rate and channel count that libsndfile reads.
+    """Decode a recording of any format, rate and channel count that FFmpeg reads.
 
     Parameters
     ----------
@@ -36,84 +67,342 @@ def read_audio(source: Path | bytes) -> np.ndarray:
 
     Returns
     -------
-    float32 array [samples], 16 kHz, channels averaged.
+    float32 array [samples], 16 kHz, channels averaged as in `stream_audio`.
 
     Raises
     ------
     BadAudio
-        missing, empty, truncated, unreadable, or with samples that are not finite.
+        missing, or as `stream_audio`.
     """
     if isinstance(source, Path):
         try:
-            source = source.read_bytes()
+            with source.open("rb") as file:
+                return np.concatenate([*stream_audio(file)[1]])
         except FileNotFoundError:
             raise BadAudio("no such file") from None
         except OSError as error:
             raise BadAudio(f"cannot be read ({error.strerror})") from None
-    if not source:
-        raise BadAudio("empty file")
-    if _is_cut_off(io.BytesIO(source)):
-        raise BadAudio("truncated file")
-    try:
-        channels, rate = soundfile.read(io.BytesIO(source), dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadAudio(_unreadable(error)) from None
-    if len(channels) == 0:
-        raise BadAudio("no samples")
-    if not np.isfinite(channels).all():
-        raise BadAudio("NaN or infinite samples")
-    return to_16khz(channels.mean(axis=1), rate)
+    return np.concatenate([*stream_audio(io.BytesIO(source))[1]])
 
 
-def stream_audio(file: BinaryIO) -> tuple[float, Iterator[np.ndarray]]:
-    """Decode a recording of any length, a few seconds at a time.
+def stream_audio(file: BinaryIO) -> tuple[float | None, Iterator[np.ndarray]]:
+    """Decode a recording of any length, a few seconds at a time, to its very end.
 
     Parameters
     ----------
     file
-        open and seekable; of any format, rate and channel count that libsndfile reads.
+        open and seekable; of any format, rate and channel count that FFmpeg reads.
 
     Returns
     -------
-    Its length in seconds, and an iterator over float32 [samples], 16 kHz, channels averaged.
+    Its length in seconds as its header has it, None where it does not say, and an iterator over float32 [samples],
+    16 kHz. The channels are averaged; one that is another with its poles swapped is swapped back, or the two would
+    cancel.
 
     Raises
     ------
     BadAudio
-        empty, truncated, unreadable or, while it is read, with samples that are not finite.
+        empty, truncated, unreadable or, while it is read, damaged, shorter than its header says, without samples, or
+        with samples that are not finite.
     """
-    if not file.seek(0, io.SEEK_END):
+    size = file.seek(0, io.SEEK_END)
+    if not size:
         raise BadAudio("empty file")
-    if _is_cut_off(file):
-        raise BadAudio("truncated file")
+    starts, runs_on = _chunk_layout(file, size)
+    starts = starts or _ogg_layout(file, size) or [0]
+    parts = [_Part(file, start, end) for start, end in pairwise([*starts, size])]
+    first = _open(parts[0], runs_on)
+    others = (_open(part, runs_on) for part in parts[1:])
+    frames = (frame for sound in chain([first], others) for frame in sound.frames())
+    return first.seconds if len(parts) == 1 else None, _blocks(frames)
+
+
+Frame = tuple[int, np.ndarray]  # samples per second, and float32 [samples, channels] in [-1, 1]
+
+
+class _Part(io.RawIOBase):
+    """Bytes `start` to `end` of an open file, as a file: files that were joined are decoded one after another."""
+
+    def __init__(self, file: BinaryIO, start: int, end: int):
+        self._file, self._start, self._size, self._at = file, start, end - start, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence])
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        self._file.seek(self._start + self._at)
+        content = self._file.read(min(len(buffer), max(0, self._size - self._at)))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def _open(file: _Part, ignore_length: bool) -> "_Sound | _Opus":
+    is_opus = b"OpusHead" in file.read(OGG_HEADER + 255)
     file.seek(0)
-    try:
-        sound = soundfile.SoundFile(file)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise BadAudio(_unreadable(error)) from None
-    if sound.frames == 0:
-        raise BadAudio("no samples")
-    return sound.frames / sound.samplerate, _blocks(sound)
+    return _Opus(file) if is_opus else _Sound(file, ignore_length)
 
 
-def _blocks(sound: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    resampler = soxr.ResampleStream(sound.samplerate, SAMPLE_RATE, 1, dtype="float32")
-    while True:
+class _Opus:
+    """One Ogg Opus file, opened with libsndfile.
+
+    It decodes at the rate that was encoded; FFmpeg at 48 kHz only, and to resample that changes speech of 16 kHz.
+    """
+
+    def __init__(self, file: _Part):
         try:
-            channels = sound.read(BLOCK_SECONDS * sound.samplerate, dtype="float32", always_2d=True)
+            self._sound = soundfile.SoundFile(file)
         except (soundfile.LibsndfileError, RuntimeError) as error:
             raise BadAudio(_unreadable(error)) from None
-        if not np.isfinite(channels).all():
-            raise BadAudio("NaN or infinite samples")
-        last = len(channels) < BLOCK_SECONDS * sound.samplerate
-        mono = np.ascontiguousarray(channels.mean(axis=1))
-        yield mono if sound.samplerate == SAMPLE_RATE else resampler.resample_chunk(mono, last=last)
-        if last:
-            return
+        self.seconds = self._sound.frames / self._sound.samplerate
+
+    def frames(self) -> Iterator[Frame]:
+        done, block = 0, BLOCK_SECONDS * self._sound.samplerate
+        try:
+            while len(channels := self._sound.read(block, dtype="float32", always_2d=True)):
+                done += len(channels)
+                yield self._sound.samplerate, channels
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise BadAudio(_unreadable(error)) from None
+        if done < self._sound.frames - SLACK_SECONDS * self._sound.samplerate:
+            raise BadAudio(f"damaged file ({done / self._sound.samplerate:.1f} of {self.seconds:.1f} s)")
+
+
+class _Sound:
+    """The first audio stream of one file, opened with FFmpeg.
+
+    FFmpeg reads what it can and says nothing of the rest, so that what comes out is held to what the header promises.
+    """
+
+    def __init__(self, file: _Part, ignore_length: bool):
+        has_frame_count = _has_frame_count(file)
+        file.seek(0)
+        options = {"format_whitelist": CONTAINERS, "ignore_length": str(int(ignore_length))}
+        try:
+            self._container = av.open(file, "r", options=options, metadata_errors="replace")
+        except (av.FFmpegError, ValueError) as error:
+            raise BadAudio(_unreadable(error)) from None
+        if not self._container.streams.audio:
+            raise BadAudio("no audio in the file")
+        self._stream = self._container.streams.audio[0]
+        if self._stream.codec_context is None:
+            raise BadAudio("encoded in a way that FFmpeg does not know")
+        self._format = self._container.format.name
+        self._stream.codec_context.options = {"err_detect": "crccheck"} if self._format == "flac" else {}
+        self.seconds = None if ignore_length else self._declared(has_frame_count)
+
+    def _declared(self, has_frame_count: bool) -> float | None:
+        """Seconds in the header, None where it has none and FFmpeg's are an estimate from the bit rate."""
+        if self._format == "mp3" and not has_frame_count:
+            return None
+        if self._format in ("aac", "amr", "mpegts"):
+            return None
+        if self._stream.duration and self._stream.time_base:
+            return float(self._stream.duration * self._stream.time_base)
+        if self._container.duration and len(self._container.streams) == 1:
+            return self._container.duration / av.time_base
+        return None
+
+    def frames(self) -> Iterator[Frame]:
+        done, expected, failed = 0.0, None, None
+        try:
+            for packet in self._container.demux(self._stream):
+                if failed:
+                    raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
+                try:
+                    frames = packet.decode()
+                except av.FFmpegError:
+                    failed = packet
+                    continue
+                for frame in frames:
+                    if self._format in ("ogg", "flac") and frame.pts is not None:
+                        start = frame.pts * float(frame.time_base or 0)
+                        if expected is not None and start > expected + SLACK_SECONDS:
+                            raise BadAudio(f"damaged file ({start - expected:.1f} s missing at {done:.1f} s)")
+                        expected = start + frame.samples / frame.sample_rate
+                    done += frame.samples / frame.sample_rate
+                    yield frame.sample_rate, _float32(frame)
+        except (av.FFmpegError, ValueError) as error:
+            raise error if isinstance(error, BadAudio) else BadAudio(_unreadable(error)) from None
+        if self.seconds is not None and done < self.seconds - SLACK_SECONDS:
+            raise BadAudio(f"truncated file ({done:.1f} of {self.seconds:.1f} s)")
+        if failed and (self._format not in ("mp3", "aac") or failed.size > MAX_FRAME_BYTES):
+            raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
+
+
+def _blocks(frames: Iterator[Frame]) -> Iterator[np.ndarray]:
+    """float32 [samples], 16 kHz, of some seconds each."""
+    total = 0
+    for (rate, channels), run in groupby(frames, lambda frame: (frame[0], frame[1].shape[1])):
+        if not RATES[0] <= rate <= RATES[1]:
+            raise BadAudio(f"a sample rate of {rate} Hz")
+        resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+        signs = np.ones(channels, np.float32)
+        for block in _batched((frame for _, frame in run), BLOCK_SECONDS * rate):
+            if not (np.abs(block) < LOUDEST).all():
+                raise BadAudio("NaN or infinite samples")
+            signs = _aligned(block, signs)
+            mono = np.ascontiguousarray((block * signs).mean(axis=1))
+            total += len(mono)
+            yield mono if rate == SAMPLE_RATE else resampler.resample_chunk(mono)
+        if rate != SAMPLE_RATE:
+            yield resampler.resample_chunk(np.empty(0, np.float32), last=True)
+    if not total:
+        raise BadAudio("no samples")
+
+
+def _batched(frames: Iterator[np.ndarray], samples: int) -> Iterator[np.ndarray]:
+    """float32 [samples or a little more, channels], until the frames end."""
+    held: list[np.ndarray] = []
+    for frame in frames:
+        held.append(frame)
+        if sum(map(len, held)) >= samples:
+            yield np.concatenate(held)
+            held = []
+    if held:
+        yield np.concatenate(held)
+
+
+def _float32(frame: av.AudioFrame) -> np.ndarray:
+    """float32 [samples, channels] in [-1, 1]."""
+    values = frame.to_ndarray()
+    values = values.T if frame.format.is_planar else values.reshape(-1, frame.layout.nb_channels)
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - 128) / 128
+    scale = 2.0 ** (8 * values.itemsize - 1) if np.issubdtype(values.dtype, np.integer) else 1.0
+    with np.errstate(over="ignore", invalid="ignore"):  # such values are found later
+        return values.astype(np.float32) / np.float32(scale)
+
+
+def _aligned(block: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Signs, float32 [channels], by which no channel of float32 [samples, channels] is opposed to the loudest one."""
+    if block.shape[1] == 1:
+        return before
+    power = np.square(block, dtype=np.float64).sum(axis=0)
+    loudest = int(power.argmax())
+    products = block.T @ block[:, loudest]
+    signs = np.where(products < OPPOSED * np.sqrt(power * power[loudest]), -1, 1).astype(np.float32)
+    return signs if signs @ before >= 0 else -signs  # no jump from one block to the next
 
 
 def _unreadable(error: Exception) -> str:
-    return f"not readable as audio ({str(error).rstrip('.').split(': ')[-1]})"
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return f"not readable as audio ({reason})"
+
+
+def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
+    """Of a WAV, AIFF, CAF or W64 file: where each of the files joined in it begins, and whether to read on to its end.
+
+    Raises
+    ------
+    BadAudio
+        if it ends before its own header says it does.
+    """
+    file.seek(0)
+    head = file.read(12)
+    kind = head[:4]
+    if kind not in CHUNKS or (kind[:1] in b"RF" and head[8:12] not in (b"WAVE", b"AIFF", b"AIFC")):
+        return [], False
+    position, header, counted, padding = CHUNKS[kind]
+    starts = [0]
+    sound = long_length = None  # bytes of the sound chunk, and those that RF64 gives it elsewhere
+    after_sound = False
+    while position < size:
+        file.seek(position)
+        raw = file.read(header.size)
+        name, length = header.unpack(raw.ljust(header.size, b"\0"))
+        begin = position + header.size
+        end = begin + max(0, length - counted)
+        if after_sound:
+            after_sound = False
+            if not name[:4].strip().isalnum() or end > size + SLACK_BYTES:
+                if kind in (b"RIFF", b"RF64") or not sound:
+                    return starts, True
+                if size - position > SLACK_BYTES:
+                    raise BadAudio("sound beyond the length in its header")
+                break
+            if not sound:
+                raise BadAudio("no samples")
+            if name == b"RIFF":
+                starts.append(position)
+                position, sound = begin + 4, None
+                continue
+        if name == b"ds64":
+            long_length = int.from_bytes(file.read(16)[8:], "little")
+        if name[:4] in (b"data", b"SSND"):
+            if kind == b"RF64" and length == 0xFFFFFFFF and long_length:
+                length, end = long_length, begin + long_length
+            if length and any(length in unknown for unknown in UNKNOWN_LENGTHS):
+                return starts, True
+            if end > size + SLACK_BYTES:
+                raise BadAudio("truncated file")
+            sound, after_sound = length - counted, True
+        position = end + -length % padding
+        if end < position <= size:
+            file.seek(end)
+            position = end if file.read(1) != b"\0" else position  # not padded after all
+    if sound is None:
+        raise BadAudio("truncated file")
+    return starts, False
+
+
+def _ogg_layout(file: BinaryIO, size: int) -> list[int]:
+    """Where each of the Ogg files joined in one begins (RFC 3533, "chaining"), none where it is no Ogg file.
+
+    Raises
+    ------
+    BadAudio
+        if it ends within a page, or a page is not the one that was written: FFmpeg leaves it out.
+    """
+    file.seek(0)
+    if file.read(4) != b"OggS":
+        return []
+    starts: list[int] = []
+    position, was_first = 0, False
+    while position < size:
+        file.seek(position)
+        page = file.read(OGG_HEADER + 255)
+        if page[:4] != b"OggS":
+            if b"OggS" in page + file.read(OGG_PAGE):
+                raise BadAudio(f"damaged file (at byte {position})")
+            break
+        segments = page[OGG_HEADER - 1] if len(page) >= OGG_HEADER else 0
+        end = position + OGG_HEADER + segments + sum(page[OGG_HEADER : OGG_HEADER + segments])
+        if end > size:
+            raise BadAudio("truncated file")
+        file.seek(position)
+        if _ogg_checksum(file.read(end - position)) != page[22:26]:
+            raise BadAudio(f"damaged file (at byte {position})")
+        is_first = bool(page[5] & 2)
+        if is_first and not was_first:
+            starts.append(position)
+        position, was_first = end, is_first
+    return starts
+
+
+def _ogg_checksum(page: bytes) -> bytes:
+    """CRC 32 by 0x04c11db7, the highest bit first (RFC 3533); zlib's is the same with the lowest bit first."""
+    reflected = (page[:22] + bytes(4) + page[26:]).translate(REVERSED_BITS)
+    checksum = zlib.crc32(reflected, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return checksum.to_bytes(4, "big").translate(REVERSED_BITS)
+
+
+def _has_frame_count(file: _Part) -> bool:
+    """Whether an MP3 file has a Xing header whose count of frames is that of the whole file, not of its first part."""
+    file.seek(0)
+    start = 0
+    if (tag := file.read(10))[:3] == b"ID3":
+        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
+    file.seek(start)
+    xing = re.match(rb"\xff.{8,38}?(?:Xing|Info)\0\0\0([\3\7\x0b\x0f]).{4}(.{4})", file.read(64), re.DOTALL)
+    return xing is not None and file.seek(0, io.SEEK_END) - start <= 17 / 16 * int.from_bytes(xing[2], "big")
 
 
 def to_16khz(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -134,9 +423,8 @@ def check_speech(samples: np.ndarray) -> None:
 
 
 def check_sound(samples: np.ndarray) -> None:
-    """Raise BadAudio if a recording is empty, silent or clipped."""
-    peak = np.abs(samples).max(initial=0.0)
-    if peak < SILENCE_PEAK:
+    """Raise BadAudio if a recording is empty, silent (a constant is) or clipped."""
+    if not len(samples) or np.abs(samples - samples.mean()).max() < SILENCE_PEAK:
         raise BadAudio("silent")
     clipped = np.mean(np.abs(samples) >= 0.999)
     if clipped > CLIPPED_RATIO:
@@ -149,28 +437,3 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
 
 def to_float32(samples: np.ndarray) -> np.ndarray:
     return samples.astype(np.float32) / 32768.0
-
-
-def _is_cut_off(file: BinaryIO) -> bool:
-    """Whether a WAV or Ogg file ends before its own header says it does (libsndfile reads such a file in silence)."""
-    size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    head = file.read(12)
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        while len(chunk := file.read(8)) == 8:
-            name, length = chunk[:4], struct.unpack("<I", chunk[4:])[0]
-            if name == b"data":
-                return length != 0xFFFFFFFF and file.tell() + length > size  # 0xFFFFFFFF: streamed, length unknown
-            file.seek(length + length % 2, io.SEEK_CUR)
-        return True
-    if head[:4] == b"OggS":
-        file.seek(max(0, size - OGG_PAGE))
-        tail = file.read()
-        last_page = tail.rfind(b"OggS")
-        if last_page + 27 > len(tail):
-            return True
-        segments = tail[last_page + 26]
-        end = last_page + 27 + segments + sum(tail[last_page + 27 : last_page + 27 + segments])
-        is_last = bool(tail[last_page + 5] & 4)  # RFC 3533: header type flag 0x04, last page of the stream
-        return end > len(tail) or not is_last
-    return False

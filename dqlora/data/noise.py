@@ -1,9 +1,12 @@
 """Noise recordings: folders of them, and synthetic ones."""
 
 import hashlib
+import re
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain, zip_longest
+from pathlib import Path, PurePath
 
 import numpy as np
 
@@ -14,6 +17,25 @@ from dqlora.seeding import generator_for
 
 SYNTHETIC = ("white", "pink", "brown", "hum", "clicks", "modulated", "babble")
 TEST_RATIO = 1 / 3  # of a folder of recordings without train/ and test/
+# Ends of names: a channel of a recording (ch01, x_mic2, x_L), and a number (office_2, fan12, x_3_1, x (2))
+CHANNEL = re.compile(r"(?:^|[-_. ])(?:(?:ch|chan|channel|mic)[-_. ]?\d+|l|r|left|right)$", re.IGNORECASE)
+NUMBER_OR_CHANNEL = re.compile(rf"{CHANNEL.pattern}|[-_. ]*\(?\d+\)?$|[-_. ]+$", re.IGNORECASE)
+# github.com/karolpiczak/ESC-50: fold-clip-take-class, 1-100032-A-0.wav
+ESC_50 = re.compile(r"[1-5]-(?P<recording>\d+)-[A-Z]-(?P<target>\d+)")
+ESC_50_CLASSES = re.findall(
+    r"\w+",
+    "dog rooster pig cow frog cat hen insects sheep crow rain sea_waves crackling_fire crickets chirping_birds "
+    "water_drops wind pouring_water toilet_flush thunderstorm crying_baby sneezing clapping breathing coughing "
+    "footsteps laughing brushing_teeth snoring drinking_sipping door_wood_knock mouse_click keyboard_typing "
+    "door_wood_creaks can_opening washing_machine vacuum_cleaner clock_alarm clock_tick glass_breaking helicopter "
+    "chainsaw siren car_horn engine train church_bells airplane fireworks hand_saw",
+)
+# urbansounddataset.weebly.com: recording-class-occurrence-slice, 101415-3-0-2.wav
+URBAN_SOUND = re.compile(r"(?P<recording>\d+)-(?P<target>\d)-\d+-\d+")
+URBAN_SOUND_CLASSES = re.findall(
+    r"\w+",
+    "air_conditioner car_horn children_playing dog_bark drilling engine_idling gun_shot jackhammer siren street_music",
+)
 TALKERS = 6  # voices in babble: enough that no single one can be followed
 
 
@@ -26,15 +48,46 @@ class Recording:
     path: Path
 
 
-def category_of(path: Path) -> str:
-    """The kind of noise by the file's name, without its number: AirConditioner_3.wav is AirConditioner."""
-    return path.stem.rstrip("0123456789").rstrip("-_ ") or path.stem
+def category_of(path: PurePath) -> str:
+    """The kind of noise that a recording's path names.
+
+    It is the file's name without its number and its channel (AirConditioner_3.wav is AirConditioner), or its folder's
+    name where nothing is left of it (DKITCHEN/ch01.wav is DKITCHEN); for a file of ESC-50 or UrbanSound8K, the name of
+    the class whose number stands in it.
+
+    Parameters
+    ----------
+    path
+        relative to the folder of all recordings.
+    """
+    for pattern, classes in ((ESC_50, ESC_50_CLASSES), (URBAN_SOUND, URBAN_SOUND_CLASSES)):
+        if (match := pattern.fullmatch(path.stem)) and int(match["target"]) < len(classes):
+            return classes[int(match["target"])]
+    return _without(NUMBER_OR_CHANNEL, path.stem) or path.parent.name or path.stem
+
+
+def group_of(path: PurePath) -> str:
+    """What all parts of one recording have in common: its channels, or the slices that were cut of it."""
+    for pattern in (ESC_50, URBAN_SOUND):
+        if match := pattern.fullmatch(path.stem):
+            return match["recording"]
+    name = CHANNEL.sub("", path.stem)
+    if name == path.stem:
+        return str(path)
+    return str(path.with_name(name) if name else path.parent)
+
+
+def _without(pattern: re.Pattern[str], name: str) -> str:
+    while (shorter := pattern.sub("", name)) != name:
+        name = shorter
+    return name
 
 
 def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
-    """The recordings below `folder`, by split.
+    """The recordings below `folder`, by split, the categories in turn.
 
-    train/ and test/ are the splits where they exist; else a seeded hash of the name decides.
+    train/ and test/ are the splits where they exist; else a seeded hash of the name decides, the same for all channels
+    of a recording.
 
     Raises
     ------
@@ -42,21 +95,46 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
         if there is no such folder, or one of the splits would be empty.
     """
     existing_folder(folder, "noise.path", "give a folder of recordings, or `synthetic`")
+
+    def drawn(name: str) -> bytes:
+        return hashlib.sha256(f"{seed}:{name}".encode()).digest()
+
     if (folder / "train").is_dir() and (folder / "test").is_dir():
         splits = {split: _recordings(folder / split) for split in ("train", "test")}
     else:
-        by_hash = sorted(_recordings(folder), key=lambda item: hashlib.sha256(f"{seed}:{item.id}".encode()).digest())
+        groups: dict[str, list[Recording]] = defaultdict(list)
+        for recording in _recordings(folder):
+            groups[group_of(PurePath(recording.id))].append(recording)
+        by_hash = [groups[name] for name in sorted(groups, key=drawn)]
         tests = max(1, round(len(by_hash) * TEST_RATIO))
-        splits = {"train": by_hash[tests:], "test": by_hash[:tests]}
+        splits = {"train": list(chain(*by_hash[tests:])), "test": list(chain(*by_hash[:tests]))}
     for split, recordings in splits.items():
         if not recordings:
             raise UserError(f"noise.path: {folder}: no recordings to {split} on; put at least two, or train/ and test/")
+        by_category: dict[str, list[Recording]] = defaultdict(list)
+        for recording in sorted(recordings, key=lambda recording: drawn(recording.id)):
+            by_category[recording.category].append(recording)
+        turns = zip_longest(*(by_category[category] for category in sorted(by_category, key=drawn)))
+        splits[split] = [recording for recording in chain(*turns) if recording]
     return splits
 
 
+def unused_files(folder: Path) -> list[str]:
+    """Files below `folder` whose names are not those of recordings."""
+    return sorted(str(file.relative_to(folder)) for file in _files(folder) if not _is_audio(file))
+
+
 def _recordings(folder: Path) -> list[Recording]:
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES)
-    return [Recording(str(file.relative_to(folder)), category_of(file), file) for file in files]
+    paths = sorted(file.relative_to(folder) for file in _files(folder) if _is_audio(file))
+    return [Recording(str(path), category_of(path), folder / path) for path in paths]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+
+
+def _is_audio(file: Path) -> bool:
+    return file.suffix.lower() in AUDIO_SUFFIXES
 
 
 def synthetic_noise(

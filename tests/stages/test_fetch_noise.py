@@ -4,13 +4,19 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import yaml
 
 from dqlora.config import Paths
+from dqlora.data.mixing import fit_noise, power
 from dqlora.data.noise import find_recordings
+from dqlora.data.storage import RaggedArray
 from dqlora.errors import UserError
+from stages import fetch_noise
 from stages.fetch_noise import source_folder
-from tests.conftest import write_noise
+from tests.conftest import RATE, write_noise
 
 
 @pytest.fixture
@@ -30,7 +36,7 @@ def test_a_list_of_urls_becomes_a_folder_and_its_checksums_bind(address: str, tm
     (tmp_path / "list.csv").write_text("\n".join(["split,url", *lines]))
     paths = Paths("mini", tmp_path)
     splits = find_recordings(source_folder(str(tmp_path / "list.csv"), paths), seed=0)
-    assert {split: [item.id for item in items] for split, items in splits.items()} == {
+    assert {split: sorted(item.id for item in items) for split, items in splits.items()} == {
         "train": ["fan_0.wav", "fan_1.wav"],
         "test": ["fan_0.wav", "fan_1.wav"],
     }
@@ -45,3 +51,68 @@ def test_a_list_of_urls_becomes_a_folder_and_its_checksums_bind(address: str, tm
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:
     assert source_folder(str(tmp_path), Paths("mini", tmp_path)) == tmp_path
+
+
+@pytest.fixture
+def local(project: Path, tmp_path: Path) -> Path:
+    """A project whose local preset reads 2 s of each of tmp_path/noise, four at most of each split."""
+    params = yaml.safe_load((project / "params.yaml").read_text())
+    (project / "params.yaml").write_text(yaml.safe_dump({**params, "preset": "local"}))
+    preset = yaml.safe_load((project / "presets/local.yaml").read_text())
+    preset["noise"] |= {"path": str(tmp_path / "noise"), "seconds": 2, "recordings": {"train": 4, "test": 4}}
+    (project / "presets/local.yaml").write_text(yaml.safe_dump(preset))
+    return project
+
+
+def hiss(seconds: float, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * RATE)).astype(np.float32)
+
+
+def stored(project: Path, split: str) -> dict[str, np.ndarray]:
+    noise = RaggedArray(project / "data/local/noise" / split)
+    return {item["id"]: noise[item["id"]] for item in noise.items}
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.2])
+@pytest.mark.parametrize("silent", [1.0, 3.0, 30.0])
+def test_a_recording_that_begins_in_silence(local: Path, tmp_path: Path, silent: float, offset: float) -> None:
+    write_noise(tmp_path / "noise")
+    late = np.concatenate([np.zeros(round(silent * RATE), np.float32), hiss(3, seed=9)]) + np.float32(offset)
+    soundfile.write(tmp_path / "noise/train/late.wav", late, RATE)
+    fetch_noise.main()
+    found = stored(local, "train")["late.wav"].astype(np.float32)
+    assert len(found) == 2 * RATE
+    assert abs(found.mean()) < 0.02 * np.abs(found).max()
+    assert all(power(fit_noise(found, RATE, np.random.default_rng(seed))) > 0 for seed in range(10))
+
+
+@pytest.mark.parametrize("samples", [np.zeros(3 * RATE), np.full(3 * RATE, 0.3)], ids=["zero", "constant"])
+def test_silence_is_rejected_by_name(
+    local: Path, tmp_path: Path, samples: np.ndarray, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(write_noise(tmp_path / "noise") / "train/mute.wav", samples, RATE)
+    fetch_noise.main()
+    assert "mute.wav" not in stored(local, "train")
+    assert "train/mute.wav: silent" in capsys.readouterr().out
+
+
+def test_a_cap_takes_of_every_category(local: Path, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for number, kind in enumerate(("airport", "bus", "metro", "park")):
+            (tmp_path / "noise" / split / kind).mkdir(parents=True)
+            for take in range(6):
+                noise = hiss(0.5, seed=100 * number + 2 * take + (split == "test"))
+                soundfile.write(tmp_path / "noise" / split / kind / f"{take}.wav", noise, RATE)
+    fetch_noise.main()
+    for split in ("train", "test"):
+        assert {name.split("/")[0] for name in stored(local, split)} == {"airport", "bus", "metro", "park"}
+
+
+def test_what_is_not_used_is_counted_and_named(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_noise(tmp_path / "noise")
+    (folder / "train/phone.m4a").write_bytes(b"\0\0\0\x1cftypM4A \0\0\0\0" + bytes(3000))
+    (folder / "train/memo.xyz").write_bytes(b"?")
+    fetch_noise.main()
+    told = capsys.readouterr().out
+    assert "train/phone.m4a: not readable as audio" in told
+    assert "not used, by their names no recordings: 1 (train/memo.xyz)" in told

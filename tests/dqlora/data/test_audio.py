@@ -8,6 +8,7 @@ import soxr
 
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, stream_audio, to_float32, to_int16
 from tests.conftest import RATE, cut_data_chunk, tone, wav_bytes
+from tests.recordings import CONTAINERS, SECONDS, SOUND, of_unknown_length, recording, with_length, without_xing
 
 SPEECH = tone(2.0)
 
@@ -37,6 +38,180 @@ def ogg(samples: np.ndarray) -> bytes:
 def test_bad_audio_is_named(file: bytes, reason: str) -> None:
     with pytest.raises(BadAudio, match=reason):
         check_speech(read_audio(file))
+
+
+def is_whole(samples: np.ndarray, times: int = 1) -> bool:
+    """Whether it is SOUND, that many times; an encoder may add or delay 0.1 s."""
+    return 0 <= len(samples) - times * len(SOUND) < times * 0.1 * SAMPLE_RATE
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_is_read_to_its_end(container: str) -> None:
+    samples = read_audio(recording(container))
+    assert is_whole(samples)
+    if container not in ("aac", "m4a", "vorbis", "opus", "webm"):  # those that keep the phase, at no delay
+        found = samples[: len(SOUND)]
+        assert np.corrcoef(found, SOUND)[0, 1] > 0.99
+        assert np.std(found) == pytest.approx(np.std(SOUND), rel=0.05)
+
+
+WAV, FLAC, VORBIS, OPUS, MP3 = map(recording, ("wav", "flac", "vorbis", "opus", "mp3"))
+BYTES = 2 * len(SOUND)
+WHOLE = {
+    **{f"wav of length {length:#x}": with_length(WAV, length) for length in (
+        0, 0x7FFFF000, 0x7FFFFF00, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFF - 36,
+        BYTES + 1, BYTES + 2, BYTES + 44, BYTES - 1, BYTES - 2, BYTES - 100, BYTES // 2
+    )},
+    "wav, a chunk after": WAV + b"LIST\4\0\0\0INFO",
+    "wav, an odd chunk before": WAV[:36] + b"LIST\5\0\0\0INFOa\0" + WAV[36:],
+    "wav, junk after": WAV + bytes(range(128)),
+    "flac of unknown length": of_unknown_length(FLAC),
+    "flac after ID3": b"ID3\4\0\0\0\0\x10\0" + bytes(2048) + FLAC,
+    "mp3 after ID3": b"ID3\4\0\0\0\0\x10\0" + bytes(2048) + MP3,
+    "mp3 before ID3": MP3 + b"TAG" + bytes(125),
+    "mp3 without a length": without_xing(MP3),
+    "mp3 without a length, 48 kHz": without_xing(recording("mp3 48 kHz vbr")),
+    "ogg, junk after": VORBIS + bytes(300),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_header_that_says_nothing_or_not_the_truth(name: str) -> None:
+    assert is_whole(read_audio(WHOLE[name]))
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("vorbis", "vorbis"),
+        ("opus", "opus"),
+        ("vorbis", "opus"),
+        ("wav", "wav"),
+        ("wav", "wav 24 bit"),
+        ("mp3", "mp3"),
+        ("flac", "flac"),
+    ],
+    ids=" ".join,
+)
+def test_joined_files_are_read_to_the_end_of_the_last(parts: tuple[str, ...]) -> None:
+    file = b"".join(map(recording, parts))
+    assert is_whole(read_audio(file), len(parts))
+
+
+@pytest.mark.parametrize("container", ["vorbis", "opus"])
+def test_ogg_without_an_end_mark(container: str) -> None:
+    file = recording(container)
+    samples = read_audio(file[: file.rindex(b"OggS")])
+    assert 1.0 < len(samples) / SAMPLE_RATE < SECONDS
+
+
+@pytest.mark.parametrize("ratio", [0.3, 0.7, 0.9])
+@pytest.mark.parametrize("container", [name for name in CONTAINERS if name != "aac"])
+def test_a_truncated_file_is_named(container: str, ratio: float) -> None:
+    file = recording(container)
+    with pytest.raises(BadAudio, match=r"truncated|damaged|not readable"):
+        read_audio(file[: round(ratio * len(file))])
+
+
+@pytest.mark.parametrize("container", ["flac", "vorbis", "opus", "mp3", "m4a"])
+def test_a_hole_in_a_file_is_named(container: str) -> None:
+    file = bytearray(recording(container))
+    start = len(file) // 2
+    file[start : start + len(file) // 10] = bytes(len(file) // 10)
+    with pytest.raises(BadAudio, match=r"damaged|truncated"):
+        read_audio(bytes(file))
+
+
+def stereo(left: np.ndarray, right: np.ndarray) -> bytes:
+    return wav_bytes(np.stack([left, right], axis=1))
+
+
+HISS = 0.1 * np.random.default_rng(0).standard_normal((2, len(SPEECH))).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("file", "least"),
+    [
+        (stereo(SPEECH, SPEECH), 1.0),
+        (stereo(SPEECH, -SPEECH), 1.0),
+        (stereo(0.3 * SPEECH, -SPEECH), 0.6),
+        (stereo(SPEECH, 0 * SPEECH), 0.5),
+        (stereo(0 * SPEECH, SPEECH), 0.5),
+        (stereo(SPEECH + HISS[0], -SPEECH + HISS[1]), 0.9),
+        (wav_bytes(np.stack([0 * SPEECH, SPEECH, -SPEECH, SPEECH, -SPEECH, 0 * SPEECH], axis=1)), 0.6),
+    ],
+    ids=["same", "opposed", "quieter and opposed", "right dead", "left dead", "opposed in noise", "six"],
+)
+def test_channels_do_not_cancel(file: bytes, least: float) -> None:
+    samples = read_audio(file)
+    assert abs(samples @ SPEECH) / (SPEECH @ SPEECH) > least - 0.01
+
+
+def test_opposed_channels_do_not_jump_between_blocks() -> None:
+    """Which of the two is louder changes, and with it the one that the other is held against."""
+    sine = np.sin(2 * np.pi * 200 * np.arange(40 * RATE) / RATE).astype(np.float32)
+    louder = np.where(np.arange(len(sine)) % (20 * RATE) < 10 * RATE, 0.5, 0.3).astype(np.float32)
+    samples = read_audio(stereo(louder * sine, (louder - 0.8) * sine))
+    assert np.abs(np.diff(samples)).max() < 0.05
+
+
+@pytest.mark.parametrize("container", ["wav", "flac"])
+def test_16_bits_stay_as_they_are(container: str) -> None:
+    expected = soundfile.read(io.BytesIO(recording(container)), dtype="int16")[0]
+    assert np.array_equal(to_int16(read_audio(recording(container))), expected)
+
+
+def test_a_length_that_is_not_known_is_none() -> None:
+    assert stream_audio(io.BytesIO(WAV))[0] == pytest.approx(SECONDS)
+    for name in ("wav of length 0xffffffff", "flac of unknown length", "mp3 without a length"):
+        assert stream_audio(io.BytesIO(WHOLE[name]))[0] is None
+
+
+@pytest.mark.parametrize("content", [b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n", b"ffconcat version 1.0\nfile secret.wav\n"])
+def test_a_playlist_opens_no_other_file(content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("secret.wav").write_bytes(WAV)
+    with pytest.raises(BadAudio, match="not readable as audio"):
+        read_audio(content)
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_no_mutation_escapes(container: str) -> None:
+    """Bits, spans and ends of a file changed at random: it is read or named, in bounded time and memory."""
+    rng = np.random.default_rng([*container.encode()])
+    whole = recording(container, 0.6)
+    for _ in range(MUTATIONS):
+        try:
+            samples = read_audio(mutated(whole, rng))
+        except BadAudio:
+            continue
+        assert samples.ndim == 1
+        assert np.isfinite(samples).all()
+
+
+MUTATIONS = 200  # of each container
+
+
+def mutated(file: bytes, rng: np.random.Generator) -> bytes:
+    data = bytearray(file)
+    for _ in range(rng.integers(1, 4)):
+        data = data or bytearray(1)
+        limit = len(data) if rng.random() < 0.5 else min(200, len(data))  # headers more often
+        at, length = int(rng.integers(limit)), int(rng.integers(1, 64))
+        match rng.integers(6):
+            case 0:
+                data[at] ^= 1 << int(rng.integers(8))
+            case 1:
+                data[at : at + length] = rng.bytes(length)
+            case 2:
+                data[at : at + length] = bytes([rng.choice([0, 0x7F, 0xFF])]) * length
+            case 3:
+                del data[at : at + length]
+            case 4:
+                data[at:at] = rng.bytes(length)
+            case 5:
+                del data[max(1, at) :]
+    return bytes(data)
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from dqlora.data.audio import SAMPLE_RATE
-from dqlora.data.mixing import PEAK, fit_noise, mix_at_snr, power
+from dqlora.data.mixing import PEAK, fit_noise, mix_at_snr, power, sounding_part
 from tests.conftest import tone
 
 SPEECH = tone(3.0)
@@ -49,10 +49,10 @@ def test_silence_has_no_snr() -> None:
 
 
 def test_short_noise_is_tiled() -> None:
-    noise = np.arange(1, 5, dtype=np.float32)
+    noise = np.array([1, -2, 3, -2], np.float32)
     fitted = fit_noise(noise, 11, np.random.default_rng(0))
     assert np.array_equal(fitted[:7], fitted[4:])
-    assert sorted(fitted[:4]) == [1, 2, 3, 4]
+    assert sorted(fitted[:4]) == [-2, -2, 1, 3]
 
 
 def test_long_noise_is_cut_where_it_sounds() -> None:
@@ -61,3 +61,38 @@ def test_long_noise_is_cut_where_it_sounds() -> None:
     for seed in range(20):
         cut = fit_noise(noise, SAMPLE_RATE, np.random.default_rng(seed))
         assert power(cut) > 0
+
+
+@pytest.mark.parametrize("offset", [-0.5, 0.02, 0.1, 3.0])
+@pytest.mark.parametrize("who", ["noise", "speech", "both"])
+def test_an_offset_is_neither_speech_nor_noise(offset: float, who: str) -> None:
+    noise = 0.02 * np.random.default_rng(0).standard_normal(len(SPEECH)).astype(np.float32)
+    noise = orthogonal(noise - noise.mean(), SPEECH - SPEECH.mean())
+    mixture = mix_at_snr(SPEECH + offset * (who != "noise"), noise + offset * (who != "speech"), 10.0)
+    heard = (mixture - mixture.mean(dtype=np.float64)).astype(np.float32)
+    assert snr_of(heard, SPEECH - SPEECH.mean()) == pytest.approx(10.0, abs=0.5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.3])
+@pytest.mark.parametrize("start", [0, 3, 7])
+def test_the_part_that_sounds_is_kept(start: int, offset: float) -> None:
+    noise = np.full(10 * SAMPLE_RATE, offset, np.float32)
+    noise[start * SAMPLE_RATE : (start + 2) * SAMPLE_RATE] += SPEECH[: 2 * SAMPLE_RATE]
+    kept = sounding_part(noise, 2 * SAMPLE_RATE)
+    assert len(kept) == 2 * SAMPLE_RATE
+    assert power(kept) == pytest.approx(power(SPEECH[: 2 * SAMPLE_RATE]), rel=0.05)
+    assert abs(kept.mean()) < 0.01
+
+
+def test_a_part_is_no_longer_than_the_recording() -> None:
+    assert len(sounding_part(SPEECH, 100 * SAMPLE_RATE)) == len(SPEECH)
+    assert power(sounding_part(np.zeros(100, np.float32), 10)) == 0
+
+
+def test_noise_over_a_constant_is_cut_where_it_sounds() -> None:
+    """Silence with an offset has power, and no sound."""
+    noise = np.full(10 * SAMPLE_RATE, 0.3, np.float32)
+    noise[-SAMPLE_RATE // 4 :] = -0.3 + 0.05 * SPEECH[: SAMPLE_RATE // 4]
+    for seed in range(20):
+        cut = fit_noise(noise, SAMPLE_RATE, np.random.default_rng(seed))
+        assert np.isfinite(mix_at_snr(SPEECH[:SAMPLE_RATE], cut, 5.0)).all()
