@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -56,6 +56,8 @@ def transcribe(
     quieten_libraries()
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
         _fail(f"--format {form}: several files need --output FOLDER")
+    if output is not None:
+        _check_distinct(files, output, form)
     try:
         recogniser = load_recogniser(model, default_device())
     except UserError as error:
@@ -63,11 +65,11 @@ def transcribe(
     failed = 0
     for name in files:
         try:
-            written = _format(name, _transcribe(recogniser, name), form, several=len(files) > 1)
+            words = _transcribe(recogniser, name)
             if output is None:
-                print(written, end="", flush=True)
+                print(_format(name, words, form, named=len(files) > 1), end="", flush=True)
             else:
-                atomic_write(output / f"{_stem(name)}.{form}", written)
+                atomic_write(_written_to(name, output, form), _format(name, words, form, named=False))
         except (BadAudio, UserError) as error:
             failed += 1
             print(f"error: {name}: {error}", file=sys.stderr)
@@ -164,8 +166,18 @@ def _fail(message: str) -> None:
     raise typer.Exit(1)
 
 
-def _stem(name: str) -> str:
-    return "stdin" if name == "-" else Path(name).stem
+def _written_to(name: str, output: Path, form: Format) -> Path:
+    return output / f"{'stdin' if name == '-' else Path(name).stem}.{form}"
+
+
+def _check_distinct(files: list[str], output: Path, form: Format) -> None:
+    """End with an error if one transcript would replace another."""
+    sources: dict[Path, str] = {}
+    for name in files:
+        path = _written_to(name, output, form)
+        if path in sources:
+            _fail(f"{sources[path]} and {name} would both be written to {path}; use a folder for each")
+        sources[path] = name
 
 
 def _transcribe(recogniser: "Recogniser", name: str) -> "list[Word]":
@@ -173,8 +185,8 @@ def _transcribe(recogniser: "Recogniser", name: str) -> "list[Word]":
 
     with _opened(name) as file, tqdm(desc=Path(name).name, unit="s", disable=None, leave=False) as bar:
 
-        def show(done: float, whole: float) -> None:
-            bar.total = round(whole)
+        def show(done: float, whole: float | None) -> None:
+            bar.total = None if whole is None else round(whole)
             bar.update(round(done) - bar.n)
 
         return transcribe_file(recogniser, file, show)
@@ -182,21 +194,21 @@ def _transcribe(recogniser: "Recogniser", name: str) -> "list[Word]":
 
 @contextmanager
 def _opened(name: str) -> Iterator[BinaryIO]:
-    """The recording as a file in which one can go back; standard input is first copied to the disk."""
-    if name != "-":
-        with Path(name).open("rb") as file:
+    """The recording as a file in which one can go back; what comes through a pipe is first copied to the disk."""
+    with nullcontext(sys.stdin.buffer) if name == "-" else Path(name).open("rb") as file:
+        if name != "-" and file.seekable():
             yield file
-        return
-    with tempfile.TemporaryFile() as copy:
-        shutil.copyfileobj(sys.stdin.buffer, copy)
-        yield copy
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(file, copy)
+            yield copy
 
 
-def _format(name: str, words: "list[Word]", form: Format, several: bool) -> str:
+def _format(name: str, words: "list[Word]", form: Format, named: bool) -> str:
     from dqlora.transcription.words import as_json, subtitles, text_of
 
     if form == Format.TXT:
-        return f"{name}: {text_of(words)}\n" if several else f"{text_of(words)}\n"
+        return f"{name}: {text_of(words)}\n" if named else f"{text_of(words)}\n"
     if form == Format.JSON:
         return json.dumps(as_json(name, words), ensure_ascii=False) + "\n"
     return subtitles(words, form)

@@ -112,8 +112,12 @@ class Demo:
                 raise BadRequest(404, "there is no such test clip")
             return self.clean[clip], self.clean.item(clip)["transcript"]
         try:
-            seconds, _ = stream_audio(io.BytesIO(upload))
-            if seconds > MAX_SECONDS:  # before it is decoded: a small file may hold hours
+            seconds, blocks = stream_audio(io.BytesIO(upload))
+            if seconds is None:
+                seconds = 0.0
+                while seconds <= MAX_SECONDS and (block := next(blocks, None)) is not None:
+                    seconds += len(block) / SAMPLE_RATE
+            if seconds > MAX_SECONDS:  # before the whole is decoded: a small file may hold hours
                 raise BadAudio(f"{seconds:.1f} s, longer than the {MAX_SECONDS:.0f} s of the teacher's window")
             samples = read_audio(upload)
             check_speech(samples)

@@ -8,7 +8,16 @@ import numpy as np
 import torch
 from transformers import Wav2Vec2Config
 
-from dqlora.data.audio import FRAME_HOP, MIN_SECONDS, SAMPLE_RATE, SILENCE_PEAK, BadAudio, stream_audio
+from dqlora.data.audio import (
+    FRAME_HOP,
+    MIN_SECONDS,
+    SAMPLE_RATE,
+    SILENCE_PEAK,
+    BadAudio,
+    stream_audio,
+    to_float32,
+    to_int16,
+)
 from dqlora.data.storage import read_json, rerun
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
@@ -16,7 +25,7 @@ from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, frames_of, load_student
-from dqlora.transcription.segmentation import Window, windows
+from dqlora.transcription.segmentation import pieces
 from dqlora.transcription.words import BREAK, Word, words_of
 
 
@@ -96,21 +105,21 @@ def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
     if not folder.is_dir() and "@" not in str(source):
         raise UserError(f"--model {source}: no such folder; a model on the hub is owner/name@revision")
     hub = not folder.is_dir() and not str(source).startswith("hf://")
-    student, _ = locate_student(f"hf://{source}" if hub else str(source))
+    student = locate_student(f"hf://{source}" if hub else str(source))
     return Recogniser(
         EncoderCTC(load_student(student, "none", device)), Vocabulary.load(student / "vocab.json"), device
     )
 
 
 def transcribe_file(
-    recogniser: Recogniser, file: BinaryIO, on_progress: Callable[[float, float], None] = lambda done, all: None
+    recogniser: Recogniser, file: BinaryIO, on_progress: Callable[[float, float | None], None] = lambda done, all: None
 ) -> list[Word]:
-    """Words of an open recording of any length.
+    """Words of an open recording of any length. What fits one window gets the transcript that `evaluate` gives it.
 
     Parameters
     ----------
     on_progress
-        called with the seconds transcribed so far and those of the whole.
+        called with the seconds transcribed so far and those of the whole, None where the file does not say.
 
     Raises
     ------
@@ -118,25 +127,28 @@ def transcribe_file(
         as `stream_audio`, or shorter than a word.
     """
     seconds, blocks = stream_audio(file)
-    if seconds < MIN_SECONDS:
-        raise BadAudio(f"{seconds:.2f} s, shorter than {MIN_SECONDS} s")
+    heard = 0.0
+
+    def counted() -> Iterator[np.ndarray]:
+        nonlocal heard
+        for block in blocks:
+            heard += len(block) / SAMPLE_RATE
+            yield block
 
     def token_ids() -> Iterator[int]:
-        for window in windows(blocks):
-            yield from own_token_ids(recogniser, window)
-            if window.ends_in_pause:
+        frame = 0
+        for piece in pieces(counted()):
+            first, last = piece.own
+            yield from [recogniser.vocabulary.blank] * (first - frame)
+            inside = recogniser.token_ids(to_float32(to_int16(piece.samples)))  # 16 bits, as clips are stored
+            own = inside[first - piece.first_frame : None if last is None else last - piece.first_frame]
+            yield from own.tolist()
+            if piece.ends_in_pause:
                 yield BREAK
-            on_progress(min(seconds, window.own[1] * FRAME_HOP / SAMPLE_RATE), seconds)
+            frame = first + len(own)
+            on_progress(frame * FRAME_HOP / SAMPLE_RATE, seconds)
 
-    return list(words_of(token_ids(), recogniser.vocabulary))
-
-
-def own_token_ids(recogniser: Recogniser, window: Window) -> list[int]:
-    """The best tokens of the window's own frames; those outside its samples are blank."""
-    first, last = window.own
-    own = np.full(last - first, recogniser.vocabulary.blank)
-    inside = recogniser.token_ids(window.samples)
-    begin, end = max(first, window.first_frame), min(last, window.first_frame + len(inside))
-    if end > begin:
-        own[begin - first : end - first] = inside[begin - window.first_frame : end - window.first_frame]
-    return own.tolist()
+    words = list(words_of(token_ids(), recogniser.vocabulary))
+    if heard < MIN_SECONDS:
+        raise BadAudio(f"{heard:.2f} s, shorter than {MIN_SECONDS} s")
+    return words

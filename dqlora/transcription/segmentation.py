@@ -1,118 +1,108 @@
-"""Where a long recording is cut: at its pauses, or into windows that overlap.
+"""Where a recording longer than one window is cut: at its pauses, or into pieces that overlap.
 
-A student transcribes best what it was trained on, one utterance at a time, so a recording is cut where it pauses. Where
-it does not for a while, it is cut into windows that overlap, and of each only the frames away from the cut count.
+What fits one window is one piece, untouched. What is longer is cut at every pause of a second and loses the silence
+between, for a student hears noise as letters; speech that goes on for a whole window is cut at its longest pause.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import numpy as np
+import torch
 
-from dqlora.data.audio import FRAME_HOP, SAMPLE_RATE
+from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE
 
-WINDOW = 16 * SAMPLE_RATE  # samples without a pause, transcribed at once: as long as what students are trained on
-CONTEXT = 2 * SAMPLE_RATE  # samples more that of context on either side
-PAUSE = 0.3  # s under the threshold: longer than the closure of a stop consonant
-RANGE = 30.0  # dB under an utterance's loudest 10 ms: what is quieter at its ends is cut off
-EDGE = 0.03  # s kept beyond them
-MARGIN = 7  # frames of silence before and after, about as much as in the clips that students learn from
-THRESHOLD = 0.25  # of the way, in dB, from the 3rd to the 95th percentile of a stretch's level
-LEAST_RANGE = 12.0  # dB between the two, below which nothing is called a pause: speech in loud, steady noise
-ENERGY_HOP = SAMPLE_RATE // 100  # samples
+WINDOW = round(MAX_SECONDS * SAMPLE_RATE)  # samples transcribed at once: the longest clip that students are trained on
+PAUSE = SAMPLE_RATE  # samples without speech at which a longer recording is always cut
+SHORTEST_PAUSE = SAMPLE_RATE // 10  # samples; to be looked for where speech goes on for a window
+CONTEXT = 50 * FRAME_HOP  # samples (1 s) on either side of those whose frames count: silence, or speech that was cut
+EDGE = 10 * FRAME_HOP  # samples (0.2 s) on either side of speech whose frames still count
+THRESHOLD = 0.5  # probability of speech; Silero's default
+DETECTOR_HOP = 512  # samples of which Silero says one probability
 
 
 @dataclass(frozen=True)
-class Window:
-    """A stretch of a recording; frames are counted from the recording's beginning.
+class Piece:
+    """A stretch of a recording to transcribe at once; frames are counted from the recording's beginning.
 
-    The own frames of all windows, one after another, are the recording's, each once.
+    A frame belongs to at most one piece; what belongs to none is without speech.
     """
 
     samples: np.ndarray  # float32, with context
-    first_frame: int
-    own: tuple[int, int]  # first frame, and the one after the last
+    first_frame: int  # of `samples`
+    own: tuple[int, int | None]  # its own frames: the first, and the one after the last; None: all that there are
     ends_in_pause: bool
 
 
-def windows(blocks: Iterable[np.ndarray]) -> Iterator[Window]:
-    """Cut a stream of float32 samples at its pauses, or into overlapping windows; holds some 18 s of it."""
-    held = np.empty(0, np.float32)
-    start = own = 0  # samples of the stream at which `held`, and what is not yet given out, begin
-    for block in blocks:
-        held = np.concatenate([held, block])
-        while start + len(held) >= own + WINDOW + CONTEXT:
-            cuts = [start + cut for cut in pauses(held) if start + cut > own]
-            for cut in cuts:
-                yield _between_pauses(held, start, own, cut)
-                held, start, own = held[cut - start :], cut, cut
-            if not cuts:
-                samples = held[: own + WINDOW + CONTEXT - start]
-                yield Window(samples, start // FRAME_HOP, _frames(own, own + WINDOW), ends_in_pause=False)
-                own += WINDOW
-                held, start = held[own - CONTEXT - start :], own - CONTEXT
-    for cut in [start + cut for cut in pauses(held)] + [start + len(held)]:
-        if cut > own:
-            yield _between_pauses(held, start, own, cut)
-            held, start, own = held[cut - start :], cut, cut
+@cache
+def _silero() -> Any:
+    threads = torch.get_num_threads()
+    from silero_vad import load_silero_vad
+
+    torch.set_num_threads(threads)  # its import leaves torch with one
+    return load_silero_vad(sequence=True)
 
 
-def _between_pauses(held: np.ndarray, start: int, own: int, cut: int) -> Window:
-    """The window whose own samples are `own` to `cut` of the stream, with silence for what surrounds its sound.
-
-    `held` begins at `start`; what it has before `own` is context, since there was no pause at `own`. A shift of a few
-    milliseconds changes words that a student is not certain of: so frames are counted from the loudest sample, and the
-    same sound is transcribed alike wherever in a recording it stands.
-    """
-    silence = np.zeros(MARGIN * FRAME_HOP, np.float32)
-    first, last = _ends(held[: cut - start])
-    if own == start:
-        samples = np.concatenate([silence, held[first:last], silence])
-        return Window(samples, round((start + first) / FRAME_HOP) - MARGIN, _frames(own, cut), ends_in_pause=True)
-    samples = np.concatenate([held[:last], silence])
-    return Window(samples, start // FRAME_HOP, _frames(own, cut), ends_in_pause=True)
+def speech_probabilities(samples: np.ndarray) -> np.ndarray:
+    """Silero's probability of speech, float32 [samples / 512], in float32 [samples] at 16 kHz."""
+    return _silero().audio_forward(samples)
 
 
-def _ends(samples: np.ndarray) -> tuple[int, int]:
-    """Where the sound begins and ends, in samples; both a whole number of frames from the loudest sample."""
-    peak = int(np.abs(samples).argmax())
-    first, last, phase = 0, len(samples), peak % ENERGY_HOP
-    level = _levels(samples[phase:])
-    if len(level):
-        threshold = level.max() - RANGE
-        noisy = np.quantile(level, 0.03) > threshold - 3
-        loud = np.flatnonzero(_is_loud(samples[phase:]) if noisy else level > threshold) * ENERGY_HOP + phase
-        if len(loud):
-            edge = round(EDGE * SAMPLE_RATE)
-            first, last = int(loud[0]) - edge, int(loud[-1]) + ENERGY_HOP + edge
-    first = max(peak % FRAME_HOP, peak - -(-(peak - first) // FRAME_HOP) * FRAME_HOP)
-    return first, min(len(samples), peak + -(-(last - peak) // FRAME_HOP) * FRAME_HOP)
+def pieces(
+    blocks: Iterable[np.ndarray], detector: Callable[[np.ndarray], np.ndarray] = speech_probabilities
+) -> Iterator[Piece]:
+    """Cut a stream of float32 samples at 16 kHz into pieces of at most a window; holds a window and one block of it."""
+    blocks, held = iter(blocks), np.empty(0, np.float32)
+    start = own = 0  # samples of the stream: where `held` begins, and up to where pieces have been made
+    in_pause = True  # whether `own` is
+    while True:
+        while len(held) <= WINDOW and (block := next(blocks, None)) is not None:
+            held = np.concatenate([held, block])
+        ends = len(held) <= WINDOW
+        if ends and own == 0:
+            yield Piece(held, 0, (0, None), ends_in_pause=True)
+            return
+        window = held[:WINDOW]
+        pauses = _pauses(detector(window), own - start, len(window))
+        begin, end = pauses[0].tolist() if len(pauses) else (len(window), len(window))
+        if begin == own - start and (end == len(window) or end - begin > PAUSE):  # silence, of no piece
+            after, in_pause = (end if end == len(window) else end - EDGE), True
+        else:
+            samples = window.copy()
+            if in_pause:
+                samples[: own - start] = 0
+            before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends)
+            if in_pause:
+                samples[before:] = 0
+            own_frames = own // FRAME_HOP, None if before == len(held) else (start + before) // FRAME_HOP
+            yield Piece(samples[: before + CONTEXT], start // FRAME_HOP, own_frames, in_pause)
+        if after == len(held):
+            return
+        own = (start + after) // FRAME_HOP * FRAME_HOP
+        kept = max(start, own - CONTEXT)
+        held, start = held[kept - start :], kept
 
 
-def _frames(first: int, last: int) -> tuple[int, int]:
-    return first // FRAME_HOP, last // FRAME_HOP
+def _pauses(probabilities: np.ndarray, first: int, last: int) -> np.ndarray:
+    """Where there is no speech between samples `first` and `last`: int [pauses, 2], begin and end of each."""
+    quiet = np.concatenate([[False], probabilities < THRESHOLD, [False]])
+    bounds = np.flatnonzero(quiet[1:] != quiet[:-1]).reshape(-1, 2) * DETECTOR_HOP
+    bounds = np.clip(bounds, first, last)
+    return bounds[bounds[:, 0] < bounds[:, 1]]
 
 
-def _levels(samples: np.ndarray) -> np.ndarray:
-    """Mean power of each 10 ms, dB."""
-    rows = samples[: len(samples) // ENERGY_HOP * ENERGY_HOP].reshape(-1, ENERGY_HOP)
-    return 10 * np.log10((rows.astype(np.float64) ** 2).mean(axis=1) + 1e-10)
-
-
-def _is_loud(samples: np.ndarray) -> np.ndarray:
-    """bool [10 ms frames]: whether there is sound beside what sounds all along."""
-    level = _levels(samples)
-    if len(level) == 0:
-        return np.zeros(0, bool)
-    quiet, loud = np.quantile(level, (0.03, 0.95))
-    if loud - quiet < LEAST_RANGE:
-        return np.ones(len(level), bool)
-    return level > quiet + THRESHOLD * (loud - quiet)
-
-
-def pauses(samples: np.ndarray) -> list[int]:
-    """Where to cut: the middle of each pause between two sounds, in samples, on a frame of the student's."""
-    loud = np.flatnonzero(_is_loud(samples))
-    gaps = np.flatnonzero(np.diff(loud) * ENERGY_HOP > PAUSE * SAMPLE_RATE)
-    middles = (loud[gaps] + loud[gaps + 1]) * ENERGY_HOP // 2
-    return (middles // FRAME_HOP * FRAME_HOP).tolist()
+def _cut(pauses: np.ndarray, length: int, ends: bool) -> tuple[int, int, bool]:
+    """Where in a window of `length` samples the next piece ends, where what follows begins, and if that is a pause."""
+    lengths, middles = pauses[:, 1] - pauses[:, 0], pauses.mean(axis=1).astype(int)
+    if (lengths >= PAUSE).any():
+        begin, end = pauses[np.argmax(lengths >= PAUSE)].tolist()
+        return begin + EDGE, end if end == length else end - EDGE, True
+    if ends:
+        return length, length, True
+    lengths = lengths * ((middles > WINDOW // 2) & (middles <= WINDOW - CONTEXT))
+    if (lengths >= SHORTEST_PAUSE).any():
+        middle = int(middles[lengths.argmax()])
+        return middle, middle, True
+    return length - CONTEXT, length - CONTEXT, False

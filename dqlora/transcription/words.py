@@ -11,6 +11,7 @@ LATENESS = 0.05  # s from a word's onset to the mini student's first peak, in th
 BREAK = -1  # in a stream of token ids: a pause
 MAX_CUE = 84  # characters of a subtitle: two lines of 42 (BBC subtitle guidelines: 37 to 42)
 MAX_CUE_SECONDS = 6.0
+LONGEST_GAP = 95  # frames (1.9 s) between two letters of a word: a student unsure of what it hears may leave one
 CUE_PAUSE = 0.8  # s between two words that ends a subtitle
 
 
@@ -24,7 +25,7 @@ class Word:
 def words_of(token_ids: Iterable[int], vocabulary: Vocabulary) -> Iterator[Word]:
     """Words of a stream of frames' token ids, as `Vocabulary.decode` spells them, with the times of their letters.
 
-    BREAK takes a frame's place in the stream without counting as one: a word ends there.
+    A word ends where `|` stands, where letters are far apart, and at BREAK, which is no frame.
     """
     letters: list[str] = []
     frame = first = last = 0
@@ -37,10 +38,10 @@ def words_of(token_ids: Iterable[int], vocabulary: Vocabulary) -> Iterator[Word]
 
     for token in token_ids:
         name = " " if token == BREAK else vocabulary.name(token)
-        if name == " " and letters:
+        if letters and (name == " " or (name and frame - last > LONGEST_GAP)):
             yield (made := word())
             letters, ended = [], made.end
-        elif name and name != " ":
+        if name and name != " ":
             if token != previous:
                 first = first if letters else frame
                 letters.append(name)

@@ -11,7 +11,7 @@ import soundfile
 from benchmarks.scaling import CLIP, write_corpus
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
-from tests.conftest import ROOT, tone
+from tests.conftest import ROOT, tone, write_noise
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -54,10 +54,15 @@ def test_without_a_run_scaling_says_what_to_do(tmp_path: Path) -> None:
     assert "dvc repro" in ended.stderr.strip().splitlines()[-1]
 
 
-def test_a_joined_recording_is_transcribed_nearly_as_its_pieces(tmp_path: Path) -> None:
+def test_transcription_of_clips_and_of_all_joined(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "beep.wav", tone(1.0), SAMPLE_RATE)
     (tmp_path / "metadata.csv").write_text("file_name,transcription\nbeep.wav,beep\n")
-    ended = run("benchmarks.joined", str(tmp_path), "--minutes", "0.3")
+    write_noise(tmp_path / "noise", count=1)
+    noise = str(tmp_path / "noise/test")
+    ended = run("benchmarks.transcription", str(tmp_path), "--noise", noise, "--clips", "3")
     assert ended.returncode == 0, ended.stderr[-2000:]
-    (row,) = [line for line in ended.stdout.splitlines() if line.startswith("| whole against")]
-    assert float(row.split("|")[2]) < 10
+    rows = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines()[2:]]
+    assert len(rows) == 6
+    for _, _, whole, transcribed, _ in rows[:3]:
+        assert float(whole) == float(transcribed)
+    assert float(rows[0][4]) < 20

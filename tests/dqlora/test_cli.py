@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -67,6 +68,40 @@ def test_standard_input_through_a_pipe(speech: Path) -> None:
     with (speech / "one.wav").open("rb") as file:
         ended = subprocess.run(command, stdin=file, capture_output=True, text=True, check=True, cwd=ROOT)
     assert ended.stdout == run(str(speech / "one.wav"))[1]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "-", "fifo"])
+def test_what_cannot_be_sought_is_copied_first(name: str, speech: Path) -> None:
+    source = speech / "fifo"
+    if name == "fifo":
+        os.mkfifo(source)
+        name = str(source)
+    command = [sys.executable, "-m", "dqlora.cli", "transcribe", name, "--model", MODEL]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdin is not None and process.stdout is not None
+        if source.exists():
+            source.write_bytes((speech / "one.wav").read_bytes())
+        else:
+            process.stdin.write((speech / "one.wav").read_bytes())
+        process.stdin.close()
+        assert process.stdout.read().decode() == run(str(speech / "one.wav"))[1]
+
+
+def test_a_folder_holds_the_text_alone(speech: Path, tmp_path: Path) -> None:
+    names = [str(speech / "one.wav"), str(speech / "two.flac")]
+    assert run(*names, "--output", str(tmp_path / "out"))[0] == 0
+    for name in names:
+        assert (tmp_path / "out" / f"{Path(name).stem}.txt").read_text() == run(name)[1]
+
+
+@pytest.mark.parametrize("others", [("tue/one.wav",), ("one.flac",), ("one.wav",), ("two.wav", "b/one.ogg")])
+@pytest.mark.parametrize("form", ["txt", "srt"])
+def test_no_transcript_replaces_another(others: tuple[str, ...], form: str, speech: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    names = [str(speech / name) for name in ("one.wav", *others)]
+    code, _, errors = run(*names, "--format", form, "--output", str(out))
+    assert code == 1 and not out.exists()
+    assert f"{names[0]} and {names[-1]} would both be written to {out / f'one.{form}'}" in errors
 
 
 def test_bad_files_are_named_and_the_others_transcribed(speech: Path) -> None:

@@ -1,5 +1,6 @@
 import io
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import jiwer
@@ -8,9 +9,11 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from dqlora.data.audio import BadAudio, read_audio
+from dqlora.data.audio import BadAudio, read_audio, to_float32, to_int16
 from dqlora.errors import UserError
+from dqlora.models.wav2vec2 import transcribe
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, newest_run, transcribe_file
+from dqlora.transcription.words import cues, text_of
 from tests.conftest import RATE, ROOT, tone, wav_bytes
 
 CPU = torch.device("cpu")
@@ -39,28 +42,48 @@ def test_one_clip_is_transcribed_as_it_is_alone(mini: Recogniser, clips: list[np
 
 
 def test_joined_clips_lose_and_double_no_words(mini: Recogniser, clips: list[np.ndarray]) -> None:
-    """Cut at its pauses, each clip is heard alone, so the words are the same; their times are moved."""
-    gap = np.zeros(round(0.8 * RATE), np.float32)
+    """Cut at its pauses, each clip is heard alone, so the words are nearly the same; their times are moved."""
+    gap = np.zeros(round(2.5 * RATE), np.float32)
     joined = np.concatenate([part for clip in clips for part in (gap, clip)])
     words = transcribe_file(mini, wav(joined))
     starts = np.cumsum([len(gap) + len(clip) for clip in clips]) - [len(clip) for clip in clips]
     alone = [transcribe_file(mini, wav(clip)) for clip in clips]
     expected = [(word, start / RATE) for start, words in zip(starts, alone, strict=True) for word in words]
     compared = jiwer.process_words(" ".join(w.text for w, _ in expected), " ".join(w.text for w in words))
-    assert compared.wer < 0.01
+    assert compared.wer < 0.05
     firsts = [starts[n] / RATE + alone[n][0].start for n in range(len(clips))]
     for first in firsts:
         assert min(abs(word.start - first) for word in words) < 0.05
 
 
-@pytest.mark.parametrize("shift", [1, 80, 160, 3333])
-def test_a_shift_changes_no_word(shift: int, mini: Recogniser, clips: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("edge", [0.0, 1.3])
+@pytest.mark.parametrize("level", [0.0, 0.003, 0.03])
+def test_what_fits_a_window_is_transcribed_as_evaluate_does(
+    level: float, edge: float, mini: Recogniser, clips: list[np.ndarray]
+) -> None:
+    """Hesitations and quiet ends included; only a word that goes through a pause is ended there."""
     rng = np.random.default_rng(0)
-    for clip in clips:
-        noisy = clip + 0.003 * rng.standard_normal(len(clip)).astype(np.float32)
-        quiet = 0.003 * rng.standard_normal(RATE + shift).astype(np.float32)
-        there = transcribe_file(mini, wav(np.concatenate([quiet, noisy, quiet])))
-        assert [word.text for word in there] == [word.text for word in transcribe_file(mini, wav(noisy))]
+    quiet = np.zeros(round(edge * RATE), np.float32)
+    samples = np.concatenate([quiet, clips[0], quiet, quiet, clips[1], quiet])
+    samples = to_float32(to_int16(samples + level * rng.standard_normal(len(samples)).astype(np.float32)))
+    found, expected = text_of(transcribe_file(mini, wav(samples))), transcribe(mini.student, mini.vocabulary, samples)
+    assert found.replace(" ", "") == expected.replace(" ", "")
+    assert found == expected or edge > 0
+
+
+@pytest.mark.parametrize("level", [0.0, 0.001])
+@pytest.mark.parametrize("pause", [2.5, 20.0, 45.0])
+def test_no_word_and_no_subtitle_goes_through_a_pause(
+    pause: float, level: float, mini: Recogniser, clips: list[np.ndarray]
+) -> None:
+    gap = np.zeros(round(pause * RATE), np.float32)
+    samples = np.concatenate([clips[5], gap, clips[7], gap])
+    samples += level * np.random.default_rng(0).standard_normal(len(samples)).astype(np.float32)
+    words = transcribe_file(mini, wav(samples))
+    assert len(words) > 10
+    for cue in cues(words):
+        assert all(later.start - earlier.end < 1 for earlier, later in pairwise(cue))
+        assert all(word.end - word.start < 2 for word in cue)
 
 
 def test_words_start_when_they_are_said(mini: Recogniser, clips: list[np.ndarray]) -> None:

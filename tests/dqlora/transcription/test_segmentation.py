@@ -2,51 +2,73 @@ import numpy as np
 import pytest
 
 from dqlora.data.audio import FRAME_HOP
-from dqlora.transcription.segmentation import CONTEXT, WINDOW, pauses, windows
+from dqlora.transcription.segmentation import CONTEXT, DETECTOR_HOP, EDGE, WINDOW, pieces
 from tests.conftest import RATE
 
 
-def noise(seconds: float, seed: int = 0, level: float = 0.1) -> np.ndarray:
-    return (level * np.random.default_rng(seed).standard_normal(round(seconds * RATE))).astype(np.float32)
+def loud(samples: np.ndarray) -> np.ndarray:
+    """A detector for what `recording` makes."""
+    padded = np.pad(samples, (0, -len(samples) % DETECTOR_HOP))
+    return (np.abs(padded).reshape(-1, DETECTOR_HOP).max(axis=1) > 0.05).astype(np.float32)
 
 
-def blocks(samples: np.ndarray, size: int) -> list[np.ndarray]:
-    return [samples[start : start + size] for start in range(0, len(samples), size)]
+def recording(*seconds: float) -> np.ndarray:
+    """Sound and pauses in turn, beginning with sound."""
+    rng = np.random.default_rng(0)
+    levels = (0.1 if number % 2 == 0 else 1e-4 for number in range(len(seconds)))
+    parts = [level * rng.standard_normal(round(length * RATE)) for level, length in zip(levels, seconds, strict=True)]
+    return np.concatenate(parts).astype(np.float32)
 
 
 RECORDINGS = {
-    "short": noise(0.4),
-    "one window": noise(17.0),
-    "no pause": noise(61.3),
-    "pauses": np.concatenate([noise(s, level=v) for s, v in ((2, 0.1), (1, 1e-4), (5, 0.1), (0.6, 1e-4), (25, 0.1))]),
-    "silence": np.zeros(40 * RATE, np.float32),
-    "exact": noise((WINDOW + CONTEXT) / RATE),
-}  # fmt: skip
+    "short": (0.4,),
+    "a window with a pause": (5, 19, 5),
+    "no pause": (61.3,),
+    "short pauses": (18, 0.3, 20, 0.2, 25),
+    "long pauses": (4, 3, 5, 20, 2, 70, 3, 1.5),
+    "begins and ends in silence": (0, 40, 6, 2, 5, 45),
+    "silence": (0, 95.2),
+    "a pause at the window's end": (29.5, 4, 8),
+    "a block more than a window": (30.0, 0, 0.01),
+}
 
 
 @pytest.mark.parametrize("size", [RATE // 3, 10 * RATE, 10**9])
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_windows_own_every_frame_once_and_hear_what_is_there(name: str, size: int) -> None:
-    samples = RECORDINGS[name]
-    position = 0
-    for window in windows(blocks(samples, size)):
-        assert window.own[0] == position
-        position = window.own[1]
-        heard = window.first_frame * FRAME_HOP
-        sound = np.trim_zeros(window.samples)  # silence may stand for what surrounds it
-        first = heard + len(window.samples) - len(np.trim_zeros(window.samples, "f"))
-        near = range(first - FRAME_HOP // 2, first + FRAME_HOP // 2 + 1)
-        assert any(np.array_equal(sound, samples[max(0, at) : max(0, at) + len(sound)]) for at in near)
-        assert len(window.samples) <= WINDOW + 2 * CONTEXT
-        if not window.ends_in_pause:  # cut where somebody may be speaking: heard on both sides of the cut
-            assert heard + len(window.samples) == window.own[1] * FRAME_HOP + CONTEXT
-    assert position == len(samples) // FRAME_HOP
+def test_pieces_own_every_sound_once(name: str, size: int) -> None:
+    samples = recording(*RECORDINGS[name])
+    heard, position = np.zeros(len(samples)), 0
+    for piece in pieces((samples[at : at + size] for at in range(0, len(samples), size)), loud):
+        first, last = piece.own
+        assert first >= position and len(piece.samples) <= WINDOW
+        position = last or len(samples) // FRAME_HOP
+        begin, end = first * FRAME_HOP, len(samples) if last is None else last * FRAME_HOP
+        inside = piece.samples[begin - piece.first_frame * FRAME_HOP :][: end - begin]
+        np.testing.assert_allclose(inside, samples[begin:end])
+        heard[begin:end] += 1
+    assert heard.max(initial=0) <= 1
+    assert heard[np.abs(samples) > 0.05].min(initial=1) == 1
 
 
-def test_a_recording_is_cut_at_its_pauses() -> None:
-    (first, second) = pauses(RECORDINGS["pauses"])
-    assert first / RATE == pytest.approx(2.5, abs=0.05)
-    assert second / RATE == pytest.approx(8.3, abs=0.05)
-    assert pauses(noise(20)) == [] == pauses(np.zeros(0, np.float32))
-    found = [window.ends_in_pause for window in windows([RECORDINGS["pauses"]])]
-    assert found == [True, True, False, True]
+@pytest.mark.parametrize("seconds", [0.4, 12.0, 29.99, 30.0])
+def test_what_fits_a_window_is_left_as_it_is(seconds: float) -> None:
+    samples = np.concatenate([recording(seconds / 4, seconds / 2), recording(seconds / 4)])
+    (piece,) = pieces([samples], loud)
+    assert np.array_equal(piece.samples, samples) and piece.own == (0, None)
+
+
+def test_a_longer_recording_is_cut_at_its_pauses_and_loses_silence() -> None:
+    found = list(pieces([recording(*RECORDINGS["long pauses"])], loud))
+    assert [piece.ends_in_pause for piece in found] == [True] * 4
+    for piece, begin, length in zip(found, (0, 7, 32, 104), (4, 5, 2, 3), strict=True):
+        assert piece.own[0] * FRAME_HOP == pytest.approx(max(0, begin * RATE - EDGE), abs=2 * DETECTOR_HOP)
+        assert len(piece.samples) <= length * RATE + 2 * (CONTEXT + EDGE + DETECTOR_HOP)
+
+
+def test_without_a_long_pause_the_longest_is_cut_and_without_any_both_sides_are_heard() -> None:
+    first, *_ = pieces([recording(*RECORDINGS["short pauses"])], loud)
+    assert first.ends_in_pause and (first.own[1] or 0) * FRAME_HOP / RATE == pytest.approx(18.15, abs=0.1)
+    samples = recording(*RECORDINGS["no pause"])
+    first, second, *_ = pieces([samples], loud)
+    assert not first.ends_in_pause and first.own[1] == second.own[0]
+    assert np.array_equal(second.samples[:CONTEXT], samples[(second.own[0] * FRAME_HOP) - CONTEXT :][:CONTEXT])

@@ -15,6 +15,7 @@ def test_words_are_those_of_the_decoder_at_their_frames(vocabulary: Vocabulary) 
         assert all(a.end <= b.start for a, b in itertools.pairwise(words))
     a, b = vocabulary.encode("AB")
     assert list(words_of([0, a, a, 0, b, 0, 4, a], vocabulary)) == [Word("ab", 0.0, 0.1), Word("a", 0.1, 0.16)]
+    assert [word.text for word in words_of([a, *[0] * 94, b, *[0] * 95, a], vocabulary)] == ["ab", "a"]
     assert list(words_of([a, BREAK, a], vocabulary)) == [Word("a", 0.0, 0.02), Word("a", 0.02, 0.04)]
 
 
