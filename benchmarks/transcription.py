@@ -6,9 +6,10 @@ Each SPEECH is a folder of recordings with a metadata.csv; the mini corpus' test
 folder of recordings; without it, only clean speech is measured. Prints WER in % of
 
 - each clip transcribed whole, as `evaluate` does, and by the command's own path;
-- all clips, as loud as each other and in random order, joined with pauses of 0.5 to 20 s that the clips' own noise
-  fills (silence, where they are clean): by the command's path, each word counted for the clip that it stands
-  nearest to, and beside it the same clips whole.
+- all clips in random order, joined with pauses of 0.5 to 20 s through which the clips' noise goes on (silence, where
+  they are clean), by the command's path. Each word counts for the clip that it stands nearest to.
+
+All three hear the same samples of a clip. Without SPEECH the joined recording has 13 minutes.
 """
 
 import io
@@ -31,7 +32,7 @@ from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcr
 from dqlora.transcription.words import Word, text_of
 
 PAUSE = (0.5, 20.0)  # s
-LEVEL = 0.03  # root mean square of a clip, full scale 1
+FADE = SAMPLE_RATE // 4  # samples in which one noise gives way to the next
 
 
 def transcribe(recogniser: Recogniser, samples: np.ndarray) -> list[Word]:
@@ -40,21 +41,29 @@ def transcribe(recogniser: Recogniser, samples: np.ndarray) -> list[Word]:
     return transcribe_file(recogniser, file)
 
 
-def in_pauses(
+def join(
     clips: list[np.ndarray], noises: list[np.ndarray], snr_db: float, rng: np.random.Generator
-) -> list[tuple[np.ndarray, int]]:
-    """Each clip with half a pause on either side, all in one noise if there are `noises`, and where the clip begins."""
-    parts = []
-    for clip in clips:
-        clip = clip * np.float32(min(LEVEL / np.sqrt(power(clip)), 1 / np.abs(clip).max()))
-        before, after = (round(seconds * SAMPLE_RATE) for seconds in rng.uniform(*PAUSE, 2) / 2)
-        part = np.pad(clip, (before, after))
+) -> tuple[np.ndarray, np.ndarray]:
+    """One recording of all clips with pauses around each, and where in it each clip begins (samples).
+
+    If there are `noises`, one goes through a clip and the pause before it, at a gain that the clip's SNR sets, and
+    fades into the next one in the pause after it.
+    """
+    pauses = [round(seconds * SAMPLE_RATE) for seconds in rng.uniform(*PAUSE, len(clips) + 1)]
+    ends = np.cumsum([pause + len(clip) for pause, clip in zip(pauses, clips, strict=False)])
+    begins = ends - [len(clip) for clip in clips]
+    joined = np.zeros(ends[-1] + pauses[-1], np.float32)
+    ramp = np.linspace(0, 1, FADE, dtype=np.float32)
+    for clip, pause, begin, end in zip(clips, pauses, begins, ends, strict=False):
+        joined[begin:end] += clip
         if noises:
-            noise = fit_noise(noises[rng.integers(len(noises))], len(part), rng)
-            gain = np.sqrt(power(clip) / power(noise[before : before + len(clip)]) / 10 ** (snr_db / 10))
-            part = part + np.float32(min(gain, 1 / np.abs(noise).max())) * noise
-        parts.append((to_float32(to_int16(part)), before))
-    return parts
+            noise = fit_noise(noises[rng.integers(len(noises))], pause + len(clip) + FADE, rng)
+            gain = np.sqrt(power(clip) / power(noise[pause:-FADE]) / 10 ** (snr_db / 10))
+            noise = np.float32(min(gain, 1 / np.abs(noise).max())) * noise
+            noise[:FADE] *= ramp
+            noise[-FADE:] *= ramp[::-1]
+            joined[begin - pause : end + FADE] += noise
+    return to_float32(to_int16(joined)), begins
 
 
 def main(
@@ -83,23 +92,27 @@ def main(
         if condition != "clean" and not used:
             continue
         rng = generator_for(0, "transcription", condition)
-        parts = in_pauses(samples, used, snr_db, rng)
-        alone = [part[begin : begin + len(clip)] for (part, begin), clip in zip(parts, samples, strict=True)]
-        progress = tqdm(alone, condition, unit=" clips", disable=None, leave=False)
-        whole = [recogniser.vocabulary.decode(recogniser.token_ids(clip).tolist()) for clip in progress]
-        single = [text_of(transcribe(recogniser, clip)) for clip in alone]
-        order = rng.permutation(len(parts))
-        ends = np.cumsum([len(parts[at][0]) for at in order]) / SAMPLE_RATE
-        words = transcribe(recogniser, np.concatenate([parts[at][0] for at in order]))
-        nearest = np.searchsorted(ends, [(word.start + word.end) / 2 for word in words])
-        joined = [""] * len(parts)
+        order = rng.permutation(len(samples))
+        recording, begins = join([samples[at] for at in order], used, snr_db, rng)
+        ends = begins + [len(samples[at]) for at in order]
+        whole, single, joined = ([""] * len(samples) for _ in range(3))
+        for at, begin, end in tqdm(zip(order, begins, ends, strict=True), condition, disable=None, leave=False):
+            clip = recording[begin:end]
+            whole[at] = recogniser.vocabulary.decode(recogniser.token_ids(clip).tolist())
+            single[at] = text_of(transcribe(recogniser, clip))
+        words = transcribe(recogniser, recording)
+        middles = np.array([(word.start + word.end) / 2 * SAMPLE_RATE for word in words])
+        nearest = np.searchsorted((ends[:-1] + begins[1:]) / 2, middles)
         for place, at in enumerate(order):
             joined[at] = text_of([word for word, near in zip(words, nearest, strict=True) if near == place])
         for name in corpora:
             row = " | ".join(wer(each, name) for each in (whole, single, joined))
             print(f"| {name}, {condition} | {names.count(name)} | {row} |", flush=True)
         row = " | ".join(wer(each) for each in (whole, single, joined))
-        print(f"| all, {condition}, joined {ends[-1] / 60:.0f} min | {len(parts)} | {row} |", flush=True)
+        print(
+            f"| all, {condition}, joined {len(recording) / SAMPLE_RATE / 60:.0f} min | {len(samples)} | {row} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

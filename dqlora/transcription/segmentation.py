@@ -1,7 +1,8 @@
 """Where a recording longer than one window is cut: at its pauses, or into pieces that overlap.
 
-What fits one window is one piece, untouched. What is longer is cut at every pause of a second and loses the silence
-between, for a student hears noise as letters; speech that goes on for a whole window is cut at its longest pause.
+What fits one window is one piece, untouched. What is longer is cut at every pause of half a second and loses what lies
+between, for a student hears noise as letters; speech that goes on for a whole window is cut at its longest pause. Quiet
+speech gets silence around it, as clips have. Noisy speech does not: silence beside noise is heard as a sound.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,12 +14,15 @@ import numpy as np
 import torch
 
 from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE
+from dqlora.data.mixing import power
 
 WINDOW = round(MAX_SECONDS * SAMPLE_RATE)  # samples transcribed at once: the longest clip that students are trained on
-PAUSE = SAMPLE_RATE  # samples without speech at which a longer recording is always cut
+PAUSE = SAMPLE_RATE // 2  # samples without speech at which a longer recording is always cut
 SHORTEST_PAUSE = SAMPLE_RATE // 10  # samples; to be looked for where speech goes on for a window
 CONTEXT = 50 * FRAME_HOP  # samples (1 s) on either side of those whose frames count: silence, or speech that was cut
-EDGE = 10 * FRAME_HOP  # samples (0.2 s) on either side of speech whose frames still count
+EDGE = 10 * FRAME_HOP  # samples (0.2 s) on either side of quiet speech whose frames still count
+NOISY_EDGE = EDGE // 2
+QUIET = 20.0  # dB by which pauses are under the speech where silence is put around it
 THRESHOLD = 0.5  # probability of speech; Silero's default
 DETECTOR_HOP = 512  # samples of which Silero says one probability
 
@@ -65,19 +69,24 @@ def pieces(
             yield Piece(held, 0, (0, None), ends_in_pause=True)
             return
         window = held[:WINDOW]
-        pauses = _pauses(detector(window), own - start, len(window))
+        probabilities = detector(window)
+        noisy = _is_noisy(window, probabilities)
+        edge = NOISY_EDGE if noisy else EDGE
+        pauses = _pauses(probabilities, own - start, len(window))
         begin, end = pauses[0].tolist() if len(pauses) else (len(window), len(window))
         if begin == own - start and (end == len(window) or end - begin > PAUSE):  # silence, of no piece
-            after, in_pause = (end if end == len(window) else end - EDGE), True
+            after, in_pause = (end if end == len(window) else end - edge), True
         else:
-            samples = window.copy()
-            if in_pause:
+            samples, after_pause = window.copy(), in_pause
+            if after_pause:
                 samples[: own - start] = 0
-            before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends)
+            before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends, edge)
             if in_pause:
                 samples[before:] = 0
             own_frames = own // FRAME_HOP, None if before == len(held) else (start + before) // FRAME_HOP
-            yield Piece(samples[: before + CONTEXT], start // FRAME_HOP, own_frames, in_pause)
+            first = own - start if noisy and after_pause else 0
+            last = before if noisy and in_pause else before + CONTEXT
+            yield Piece(samples[first:last], (start + first) // FRAME_HOP, own_frames, in_pause)
         if after == len(held):
             return
         own = (start + after) // FRAME_HOP * FRAME_HOP
@@ -93,12 +102,18 @@ def _pauses(probabilities: np.ndarray, first: int, last: int) -> np.ndarray:
     return bounds[bounds[:, 0] < bounds[:, 1]]
 
 
-def _cut(pauses: np.ndarray, length: int, ends: bool) -> tuple[int, int, bool]:
+def _is_noisy(samples: np.ndarray, probabilities: np.ndarray) -> bool:
+    """Whether pauses are less than QUIET dB under the speech."""
+    speech = np.repeat(probabilities >= THRESHOLD, DETECTOR_HOP)[: len(samples)]
+    return bool(0 < speech.mean() < 1) and power(samples[~speech]) * 10 ** (QUIET / 10) > power(samples[speech])
+
+
+def _cut(pauses: np.ndarray, length: int, ends: bool, edge: int) -> tuple[int, int, bool]:
     """Where in a window of `length` samples the next piece ends, where what follows begins, and if that is a pause."""
     lengths, middles = pauses[:, 1] - pauses[:, 0], pauses.mean(axis=1).astype(int)
     if (lengths >= PAUSE).any():
         begin, end = pauses[np.argmax(lengths >= PAUSE)].tolist()
-        return begin + EDGE, end if end == length else end - EDGE, True
+        return begin + edge, end if end == length else end - edge, True
     if ends:
         return length, length, True
     lengths = lengths * ((middles > WINDOW // 2) & (middles <= WINDOW - CONTEXT))

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -33,8 +34,8 @@ def speech(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
-    result = CliRunner().invoke(app, ["transcribe", *arguments, "--model", MODEL])
+def run(*arguments: str, stdin: bytes | None = None) -> tuple[int, str, str]:
+    result = CliRunner().invoke(app, ["transcribe", *arguments, "--model", MODEL], stdin)
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result.exit_code, result.stdout, result.stderr
 
@@ -63,28 +64,21 @@ def test_every_format_has_the_same_words(speech: Path, tmp_path: Path) -> None:
         assert " ".join(spoken) == text
 
 
-def test_standard_input_through_a_pipe(speech: Path) -> None:
-    command = [sys.executable, "-m", "dqlora.cli", "transcribe", "-", "--model", MODEL]
-    with (speech / "one.wav").open("rb") as file:
-        ended = subprocess.run(command, stdin=file, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert ended.stdout == run(str(speech / "one.wav"))[1]
-
-
 @pytest.mark.parametrize("name", ["/dev/stdin", "-", "fifo"])
 def test_what_cannot_be_sought_is_copied_first(name: str, speech: Path) -> None:
-    source = speech / "fifo"
+    content = (speech / "one.wav").read_bytes()
+    expected = run(str(speech / "one.wav"))
     if name == "fifo":
-        os.mkfifo(source)
-        name = str(source)
-    command = [sys.executable, "-m", "dqlora.cli", "transcribe", name, "--model", MODEL]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
-        assert process.stdin is not None and process.stdout is not None
-        if source.exists():
-            source.write_bytes((speech / "one.wav").read_bytes())
-        else:
-            process.stdin.write((speech / "one.wav").read_bytes())
-        process.stdin.close()
-        assert process.stdout.read().decode() == run(str(speech / "one.wav"))[1]
+        name = str(speech / "fifo")
+        os.mkfifo(name)
+        threading.Thread(target=Path(name).write_bytes, args=[content], daemon=True).start()
+        assert run(name) == expected
+    elif name == "-":
+        assert run(name, stdin=content) == expected
+    else:
+        command = [sys.executable, "-m", "dqlora.cli", "transcribe", name, "--model", MODEL]
+        ended = subprocess.run(command, input=content, capture_output=True, check=True, cwd=ROOT)
+        assert ended.stdout.decode() == expected[1]
 
 
 def test_a_folder_holds_the_text_alone(speech: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The whole pipeline through DVC, at a tiny size: the fleurs preset, its own lines answered by a stand-in of the hub."""
+"""The whole pipeline through DVC, at a tiny size: the fleurs preset, its lines answered by a stand-in of the hub."""
 
 import hashlib
 import json

@@ -23,7 +23,7 @@ from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from dqlora.cli import app
-from dqlora.data.audio import read_audio, to_float32, to_int16
+from dqlora.data.audio import MAX_SECONDS, read_audio, to_float32, to_int16
 from dqlora.data.mixing import power
 from dqlora.data.noise import SYNTHETIC
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
@@ -33,6 +33,7 @@ from dqlora.evaluation.metrics import count_errors
 from dqlora.transcription.recogniser import load_recogniser, transcribe_file
 from dqlora.transcription.words import text_of
 from tests.conftest import RATE, ROOT, cut_data_chunk, tone, wav_bytes
+from tests.recordings import of_unknown_length
 
 SAID = "The cat sat <b>down</b> & slept"
 ADDRESS = "http://127.0.0.1:8000"
@@ -205,6 +206,18 @@ def test_hours_in_a_small_file_are_not_decoded(client: TestClient, monkeypatch: 
     soundfile.write(file, np.zeros(1200 * RATE, np.int16), RATE, format="FLAC")
     assert len(file.getvalue()) < 500_000
     assert "1200.0 s, longer than" in client.post("/transcribe", content=file.getvalue()).text
+
+
+@pytest.mark.parametrize("seconds", [2.0, 31.0])
+def test_an_upload_that_does_not_say_its_length(client: TestClient, seconds: float) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, tone(seconds), RATE, format="FLAC")
+    upload = of_unknown_length(file.getvalue())
+    if seconds <= MAX_SECONDS:
+        assert len(heard(ask(client, upload))) == round(seconds * RATE)
+    else:
+        answer = client.post("/transcribe", content=upload)
+        assert answer.status_code == 422 and "longer than the 30 s" in answer.text
 
 
 def test_an_upload_that_is_too_large_is_refused(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,14 +3,15 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
-import jiwer
 import numpy as np
-import pyarrow.parquet
 import pytest
 import torch
 
-from dqlora.data.audio import BadAudio, read_audio, to_float32, to_int16
+from benchmarks.cpu import load_clips
+from benchmarks.transcription import join
+from dqlora.data.audio import BadAudio, to_float32, to_int16
 from dqlora.errors import UserError
+from dqlora.evaluation.metrics import count_errors
 from dqlora.models.wav2vec2 import transcribe
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, newest_run, transcribe_file
 from dqlora.transcription.words import cues, text_of
@@ -26,8 +27,7 @@ def mini() -> Recogniser:
 
 @pytest.fixture(scope="module")
 def clips() -> list[np.ndarray]:
-    table = pyarrow.parquet.read_table(ROOT / "presets/mini/speech/test/0000.parquet", columns=["audio"])
-    return [read_audio(row["audio"]["bytes"]) for row in table.to_pylist()[:8]]
+    return load_clips(None)[0]
 
 
 def wav(samples: np.ndarray) -> io.BytesIO:
@@ -41,19 +41,27 @@ def test_one_clip_is_transcribed_as_it_is_alone(mini: Recogniser, clips: list[np
     assert seen[-1][0] == pytest.approx(seen[-1][1], abs=0.05)
 
 
-def test_joined_clips_lose_and_double_no_words(mini: Recogniser, clips: list[np.ndarray]) -> None:
-    """Cut at its pauses, each clip is heard alone, so the words are nearly the same; their times are moved."""
-    gap = np.zeros(round(2.5 * RATE), np.float32)
-    joined = np.concatenate([part for clip in clips for part in (gap, clip)])
+@pytest.mark.parametrize(
+    ("speech", "more"),
+    [
+        ("../shared/speech/prompts/validation", 0.01),
+        ("presets/mini", 0.05),  # its clips are cut tightly, and read worse with silence around them: docs/usage.md
+    ],
+)
+def test_joined_clips_have_the_errors_of_each_alone(
+    speech: str, more: float, mini: Recogniser, request: pytest.FixtureRequest
+) -> None:
+    """Minutes of clips with pauses of 0.5 to 20 s."""
+    if "shared" in speech:
+        request.getfixturevalue("shared")
+    clips, texts = (each[:24] for each in load_clips(ROOT / speech if "shared" in speech else None))
+    joined, begins = join(clips, [], 0, np.random.default_rng(0))
     words = transcribe_file(mini, wav(joined))
-    starts = np.cumsum([len(gap) + len(clip) for clip in clips]) - [len(clip) for clip in clips]
     alone = [transcribe_file(mini, wav(clip)) for clip in clips]
-    expected = [(word, start / RATE) for start, words in zip(starts, alone, strict=True) for word in words]
-    compared = jiwer.process_words(" ".join(w.text for w, _ in expected), " ".join(w.text for w in words))
-    assert compared.wer < 0.05
-    firsts = [starts[n] / RATE + alone[n][0].start for n in range(len(clips))]
-    for first in firsts:
-        assert min(abs(word.start - first) for word in words) < 0.05
+    together = count_errors([" ".join(texts)], [text_of(words)], "en").wer
+    assert together - count_errors(texts, [text_of(each) for each in alone], "en").wer < more
+    for begin, single in zip(begins, alone, strict=True):
+        assert min(abs(word.start - begin / RATE - single[0].start) for word in words) < 0.3
 
 
 @pytest.mark.parametrize("edge", [0.0, 1.3])
@@ -88,7 +96,7 @@ def test_no_word_and_no_subtitle_goes_through_a_pause(
 
 def test_words_start_when_they_are_said(mini: Recogniser, clips: list[np.ndarray]) -> None:
     """The first word of a clip begins with its first sound, which is known."""
-    for clip in clips:
+    for clip in clips[:8]:
         power = (clip[: len(clip) // 160 * 160].reshape(-1, 160) ** 2).mean(axis=1)
         onset = np.flatnonzero(power > power.max() * 1e-4)[0] / 100
         assert transcribe_file(mini, wav(clip))[0].start == pytest.approx(onset, abs=0.15)

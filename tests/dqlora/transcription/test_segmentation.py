@@ -1,3 +1,5 @@
+from itertools import zip_longest
+
 import numpy as np
 import pytest
 
@@ -12,11 +14,13 @@ def loud(samples: np.ndarray) -> np.ndarray:
     return (np.abs(padded).reshape(-1, DETECTOR_HOP).max(axis=1) > 0.05).astype(np.float32)
 
 
-def recording(*seconds: float) -> np.ndarray:
-    """Sound and pauses in turn, beginning with sound."""
+def recording(*seconds: float, noise: float = 1e-4) -> np.ndarray:
+    """Sound and pauses in turn, beginning with sound; `noise` is the peak of the pauses."""
     rng = np.random.default_rng(0)
-    levels = (0.1 if number % 2 == 0 else 1e-4 for number in range(len(seconds)))
-    parts = [level * rng.standard_normal(round(length * RATE)) for level, length in zip(levels, seconds, strict=True)]
+    lengths = [round(length * RATE) for length in seconds]
+    sounds = [0.1 * rng.standard_normal(length) for length in lengths[::2]]
+    pauses = [noise * rng.uniform(-1, 1, length) for length in lengths[1::2]]
+    parts = [part for pair in zip_longest(sounds, pauses, fillvalue=np.empty(0)) for part in pair]
     return np.concatenate(parts).astype(np.float32)
 
 
@@ -34,9 +38,10 @@ RECORDINGS = {
 
 
 @pytest.mark.parametrize("size", [RATE // 3, 10 * RATE, 10**9])
+@pytest.mark.parametrize("noise", [1e-4, 0.04])
 @pytest.mark.parametrize("name", RECORDINGS)
-def test_pieces_own_every_sound_once(name: str, size: int) -> None:
-    samples = recording(*RECORDINGS[name])
+def test_pieces_own_every_sound_once(name: str, noise: float, size: int) -> None:
+    samples = recording(*RECORDINGS[name], noise=noise)
     heard, position = np.zeros(len(samples)), 0
     for piece in pieces((samples[at : at + size] for at in range(0, len(samples), size)), loud):
         first, last = piece.own
@@ -72,3 +77,13 @@ def test_without_a_long_pause_the_longest_is_cut_and_without_any_both_sides_are_
     first, second, *_ = pieces([samples], loud)
     assert not first.ends_in_pause and first.own[1] == second.own[0]
     assert np.array_equal(second.samples[:CONTEXT], samples[(second.own[0] * FRAME_HOP) - CONTEXT :][:CONTEXT])
+
+
+def test_quiet_speech_gets_silence_around_it_and_noisy_speech_none() -> None:
+    for noise, context in ((1e-4, CONTEXT), (0.04, 0)):
+        _, piece, *_ = pieces([recording(*RECORDINGS["long pauses"], noise=noise)], loud)
+        first, last = piece.own
+        assert last is not None
+        assert (first - piece.first_frame) * FRAME_HOP == context
+        after = piece.samples[(last - piece.first_frame) * FRAME_HOP :]
+        assert len(after) == pytest.approx(context, abs=FRAME_HOP) and not after[FRAME_HOP:].any()
