@@ -116,7 +116,8 @@ class Snapshot:
                 reference = self.root / "refs" / revision
                 reference.parent.mkdir(parents=True, exist_ok=True)
                 reference.write_text(self.commit)
-        except UnreachableError:
+        except UnreachableError as error:
+            self._unreachable = error
             ref = self.root / "refs" / revision
             self.commit = ref.read_text().strip() if ref.is_file() else revision
             self.files = None
@@ -130,11 +131,12 @@ class Snapshot:
     def fetch(self, patterns: list[str]) -> Path:
         """The snapshot's folder, with all files at its top whose names match and whose digests are right."""
         if self.files is None:
-            for path in self.folder.iterdir():
-                if not path.is_symlink() or not any(fnmatch(path.name, pattern) for pattern in patterns):
-                    continue
+            found = [path for path in self.folder.iterdir() if any(fnmatch(path.name, each) for each in patterns)]
+            if not found:
+                raise self._unreachable
+            for path in found:
                 digest = path.resolve().name
-                if not path.exists() or digest_of(path, like=digest) != digest:
+                if path.is_symlink() and (not path.exists() or digest_of(path, like=digest) != digest):
                     raise UserError(f"{self.repository.source}: {path} is damaged; run it again with a network")
             return self.folder
         wanted = [file for file in self.files.values() if any(fnmatch(file.path, pattern) for pattern in patterns)]

@@ -125,6 +125,14 @@ def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (Snapshot(SOURCE).fetch(FILES) / "model.safetensors").read_bytes() == model_bytes(hub)
 
 
+def test_without_a_network_and_with_half_a_model(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    Snapshot(SOURCE).fetch(["config.json"])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert (Snapshot(SOURCE).fetch(["config.json"]) / "config.json").exists()
+    with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, and it is not in the cache"):
+        Snapshot(SOURCE).fetch(["model*.safetensors"])
+
+
 def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     digest = next(file.digest for name, file in Snapshot(SOURCE).files.items() if name == "model.safetensors")
     part = tmp_path / "cache/models--owner--name/blobs" / f"{digest}.part"
