@@ -386,8 +386,8 @@ def test_without_a_network_a_stage_ends_soon_with_one_line(tmp_path: Path, stude
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({**params, "preset": "fleurs"}))
     if stage == "fetch_speech":
         shutil.copytree(student_folder, tmp_path / "models/fleurs/pretrained/student")
-    proxy = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
-    environment = {**ENVIRONMENT, **proxy, "PYTHONPATH": str(tmp_path), "HF_HOME": str(tmp_path / "empty")}
+    nothing = dict.fromkeys(("HF_ENDPOINT", "https_proxy", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = {**ENVIRONMENT, **nothing, "PYTHONPATH": str(tmp_path), "HF_HOME": str(tmp_path / "empty")}
     started = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-m", f"stages.{stage}"], cwd=tmp_path, env=environment,
