@@ -17,9 +17,15 @@ BLOCK = 16  # frames of a positional convolution computed by one row of a matrix
 
 
 def prepare_for_gpu(model: nn.Module) -> None:
-    """Bring what is frozen of a student to bfloat16, in place. Its 4-bit codes and what is trained stay as they are."""
+    """Bring what is frozen of a student to bfloat16, in place. Its 4-bit codes and what is trained stay as they are.
+
+    Attention is left to PyTorch's own kernels: given a padding mask and bfloat16, cuDNN's backward makes the queries'
+    gradients NaN beyond the end of a clip once queries and keys are large (seen on an H200 with wav2vec2-base's
+    architecture after some 200 steps; torch 2.11, cuDNN 9).
+    """
     from bitsandbytes.nn import Linear4bit
 
+    torch.backends.cuda.enable_cudnn_sdp(False)
     backbone = backbone_of(model)
     positional = backbone.encoder.pos_conv_embed.conv
     exact = set(positional.parameters())  # its weight norm

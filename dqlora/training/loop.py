@@ -13,7 +13,6 @@ from accelerate.utils import broadcast_object_list
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dqlora.config import Budget, Train
 from dqlora.data.audio import FRAMES_PER_SECOND
@@ -22,10 +21,14 @@ from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.wav2vec2 import draw_time_mask, transcribe_batch
+from dqlora.progress import ProgressBar
 from dqlora.seeding import seed_for, seed_torch
 from dqlora.training.cuda_graphs import GPU_LOCK, CudaGraphs, prepare_for_gpu
 from dqlora.training.objective import DistillationLoss
 from dqlora.training.schedule import warmup_cosine
+
+SKIPPED_IN_A_ROW = 10  # steps whose gradient is not finite, at which training ends; or more than
+SKIPPED_RATIO = 0.01  # of the budget's steps, if that is more than one
 
 OnPoint = Callable[[dict[str, float]], None]  # takes a point of the curve: step, train_loss, validation_wer
 
@@ -56,6 +59,7 @@ class Progress:
     validations_without_gain: int = 0
     seconds: float = 0.0  # of training, over all interruptions
     audio_seconds: float = 0.0
+    skipped: list[int] = field(default_factory=list)  # steps whose gradient was not finite
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -236,7 +240,7 @@ def train_student(
     Raises
     ------
     UserError
-        if the loss is no longer finite.
+        if too many steps have no finite gradient.
     """
     settings, budget = plan.settings, plan.budget
     if accelerator.device.type == "cuda":
@@ -255,22 +259,26 @@ def train_student(
         on_point(state.record(_validate(loss, data, plan, accelerator), train_loss=math.nan))
 
     losses: list[Tensor] = []
+    finite: list[Tensor] = []  # of each step since the last validation, whether its gradient is
     started = time.perf_counter() - progress.seconds
     shards = Shards(data.training, plan.longest, settings.mask_time_prob, plan.seed, accelerator).from_step(
         progress.step
     )
     main = accelerator.is_main_process
-    bar = tqdm(total=budget.steps, initial=progress.step, desc="train", unit=" step", disable=not main)
+    bar = ProgressBar(total=budget.steps, initial=progress.step, desc="train", unit=" steps", disable=not main)
     while progress.step < budget.steps and progress.validations_without_gain < settings.patience:
         shard = next(shards)
         seed_torch(plan.seed, "dropout", progress.step, accelerator.process_index)
         for group in state.optimiser.param_groups:
             group["lr"] = settings.learning_rate * warmup_cosine(progress.step, budget.steps, settings.warmup_ratio)
         ctc, distance = loss(shard.batch)
-        total = shard.weight * (ctc / shard.clips + loss.lambda_distill * distance / shard.frames)
+        total = shard.weight * (ctc / shard.clips + loss.distance_weight * distance / shard.frames)
         total.backward()
         all_reduce_gradients(weights, accelerator)
-        nn.utils.clip_grad_norm_(weights, settings.gradient_clip)
+        norm = nn.utils.clip_grad_norm_(weights, settings.gradient_clip)  # a loss that is not finite has none that is
+        finite.append(norm.isfinite())
+        # AdamW leaves out this step where it is 1: found without waiting for the GPU
+        state.optimiser.found_inf = 1.0 - finite[-1].float()  # type: ignore[attr-defined]
         state.optimiser.step()
         state.optimiser.zero_grad()
         losses.append(total.detach())
@@ -279,9 +287,13 @@ def train_student(
         progress.audio_seconds += shard.frames / FRAMES_PER_SECOND
         bar.update()
         if progress.step % budget.validate_every == 0 or progress.step == budget.steps:
-            train_loss = accelerator.reduce(torch.stack(losses), reduction="sum").mean().item()
+            kept = torch.stack(finite)
+            train_loss = accelerator.reduce(torch.stack(losses), reduction="sum")[kept].mean().item()
+            first = progress.step - len(finite)
+            progress.skipped += [first + at for at, is_finite in enumerate(kept.tolist()) if not is_finite]
+            _check_skipped(progress.skipped, plan)
             losses.clear()
-            _check_finite(train_loss, progress.step, settings)
+            finite.clear()
             on_point(state.record(_validate(loss, data, plan, accelerator), train_loss))
             progress.seconds = time.perf_counter() - started
             bar.set_postfix(loss=f"{train_loss:.3f}", wer=f"{progress.curve[-1]['validation_wer']:.3f}")
@@ -300,9 +312,14 @@ def _validate(loss: DistillationLoss, data: TrainingData, plan: Plan, accelerato
     return broadcast_object_list([wer])[0]
 
 
-def _check_finite(train_loss: float, step: int, settings: Train) -> None:
-    if not math.isfinite(train_loss):
+def _check_skipped(skipped: list[int], plan: Plan) -> None:
+    in_a_row = any(
+        last - first == SKIPPED_IN_A_ROW - 1
+        for first, last in zip(skipped, skipped[SKIPPED_IN_A_ROW - 1 :], strict=False)
+    )
+    if in_a_row or len(skipped) > max(1, SKIPPED_RATIO * plan.budget.steps):
         raise UserError(
-            f"training diverged: the loss is {train_loss} at step {step}; lower train.learning_rate "
-            f"(now {settings.learning_rate}) or train.gradient_clip (now {settings.gradient_clip})"
+            f"training diverged: {len(skipped)} of its steps have no finite loss or gradient, the first is step "
+            f"{skipped[0]}; lower train.learning_rate (now {plan.settings.learning_rate}) or train.gradient_clip (now "
+            f"{plan.settings.gradient_clip})"
         )

@@ -1,7 +1,10 @@
+import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +13,12 @@ import torch
 from accelerate import Accelerator
 
 from dqlora.config import Budget, Distill, Lora, Train
-from dqlora.data.batching import Example
+from dqlora.data.batching import Batch, Example
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.models.lora import add_lora
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
-from dqlora.training.loop import OnPoint, Plan, Progress, TrainingData, train_student
+from dqlora.training.loop import OnPoint, Plan, Progress, TrainingData, _check_skipped, train_student
 from dqlora.training.objective import DistillationLoss
 from dqlora.training.targets import make_target
 from tests.conftest import ROOT, tone
@@ -194,6 +197,49 @@ def test_a_diverged_run_says_what_to_lower(
     broken = [Example(np.full_like(e.features, np.nan), e.labels, e.text) for e in examples]
     with pytest.raises(UserError, match=r"diverged.*train\.learning_rate"):
         train(model, broken, vocabulary, tmp_path / "state.safetensors", lambda_distill=0.0)
+
+
+def not_finite_at(steps: set[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of these training steps is NaN."""
+    forward, count = DistillationLoss.forward, itertools.count()
+
+    def broken(self: DistillationLoss, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        ctc, distance = forward(self, batch)
+        return ctc * (math.nan if next(count) in steps else 1.0), distance
+
+    monkeypatch.setattr(DistillationLoss, "forward", broken)
+
+
+def test_a_step_without_a_finite_gradient_is_skipped_and_counted(
+    student_folder: Path,
+    examples: list[Example],
+    vocabulary: Vocabulary,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, weights = add_lora(load_student(student_folder, "none", CPU), LORA, seed=0), []
+    not_finite_at({3}, monkeypatch)
+    progress = train(
+        model, examples, vocabulary, tmp_path / "state.safetensors",
+        budget=BUDGET.model_copy(update={"validate_every": 1}),
+        settings=TRAIN.model_copy(update={"patience": 100}),
+        on_point=lambda point: weights.append(trainable(model)),
+    )  # fmt: skip
+    assert progress.skipped == [3] and progress.step == BUDGET.steps
+    unchanged = [all(torch.equal(a[name], b[name]) for name in a) for a, b in itertools.pairwise(weights)]
+    assert unchanged == [False, False, False, True, False, False]
+    assert all(weight.isfinite().all() for weight in trainable(model).values())
+
+
+@pytest.mark.parametrize(
+    ("skipped", "steps", "ends"),
+    [([], 100, False), ([4], 6, False), ([2, 4], 6, True), ([5, 7], 200, False), ([5, 7, 9], 200, True),
+     (list(range(40, 50)), 5000, True), ([*range(40, 49), 50], 5000, False)],
+)  # fmt: skip
+def test_how_many_skipped_steps_end_a_run(skipped: list[int], steps: int, ends: bool) -> None:
+    plan = Plan(TRAIN, BUDGET.model_copy(update={"steps": steps}), seed=0)
+    with pytest.raises(UserError, match=f"the first is step {skipped[0]}") if ends else nullcontext():
+        _check_skipped(skipped, plan)
 
 
 def test_validation_is_the_same_in_any_batch_size(
