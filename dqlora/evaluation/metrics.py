@@ -1,4 +1,4 @@
-"""WER and CER through one normaliser for both sides, and the paired bootstrap over utterances."""
+"""WER and CER through one normaliser for both sides, and the paired bootstrap over sentences."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ CONFIDENCE = f"{100 * (INTERVAL[1] - INTERVAL[0]):g} %"
 
 @dataclass(frozen=True)
 class Errors:
-    """Edits and lengths of utterances, int64 [utterances] each."""
+    """Edits and lengths of utterances or sentences, int64 [utterances] each."""
 
     word_edits: np.ndarray
     words: np.ndarray
@@ -62,13 +62,14 @@ def _edits(reference: str, hypothesis: str, spaced: bool) -> tuple[int, int, int
 def relative_wer_reduction(base: Errors, better: Errors, draws: int, seed: int) -> dict[str, float]:
     """Relative WER reduction of `better` against `base`, with its interval.
 
-    Paired bootstrap (Koehn 2004; Bisani and Ney 2004): utterances are drawn with replacement, the same for both
-    systems, and the interval lies between the quantiles INTERVAL of the draws' reductions.
+    Paired bootstrap (Koehn 2004; Bisani and Ney 2004): rows are drawn with replacement, the same for both systems, and
+    the interval lies between the quantiles INTERVAL of the draws' reductions.
 
     Parameters
     ----------
     base, better
-        errors on the same utterances in the same order; a row may sum several conditions of one utterance.
+        errors on the same sentences in the same order, a row each (`per_sentence`): utterances of one sentence, and its
+        conditions, are not independent.
     """
     assert np.array_equal(base.words, better.words), "the systems were not scored on the same utterances"
     reduction = np.empty(draws)
@@ -83,21 +84,30 @@ def relative_wer_reduction(base: Errors, better: Errors, draws: int, seed: int) 
     return {"relative": float(whole), "ci_low": float(low), "ci_high": float(high)}
 
 
+def per_sentence(errors: Errors, references: Sequence[str]) -> Errors:
+    """Errors added up over the utterances of the same reference, in the order of their first."""
+    order = {reference: row for row, reference in enumerate(dict.fromkeys(references))}
+    sentence = [order[reference] for reference in references]
+    fields = (errors.word_edits, errors.words, errors.char_edits, errors.chars)
+    return Errors(*(np.bincount(sentence, field).astype(np.int64) for field in fields))
+
+
 def summed(errors: list[Errors]) -> Errors:
-    """Errors of the same utterances under several conditions, added up utterance by utterance."""
+    """Errors of the same sentences under several conditions, added up sentence by sentence."""
     fields = ("word_edits", "words", "char_edits", "chars")
     return Errors(*(np.sum([getattr(one, field) for one in errors], axis=0) for field in fields))
 
 
 def score(rows: list[dict[str, Any]], system: str, language: str) -> dict[str, Errors]:
-    """Errors of one system by condition, its utterances in the same order under each."""
+    """Errors of one system by condition, a row a sentence, in the same order under each."""
     chosen: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         chosen[row["condition"]].append(row)
-    return {
-        condition: count_errors([row["reference"] for row in same], [row[system] for row in same], language)
-        for condition, same in chosen.items()
-    }
+    errors = {}
+    for condition, same in chosen.items():
+        references = [row["reference"] for row in same]
+        errors[condition] = per_sentence(count_errors(references, [row[system] for row in same], language), references)
+    return errors
 
 
 def metrics_of(errors: dict[str, Errors]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import jiwer
 import numpy as np
 
 from dqlora.data.text import scoring_normaliser
-from dqlora.evaluation.metrics import Errors, count_errors, relative_wer_reduction
+from dqlora.evaluation.metrics import Errors, count_errors, per_sentence, relative_wer_reduction
 from dqlora.evaluation.test_set import CLEAN
 
 SYSTEMS = {"base": "Base student", "distilled": "Distilled student", "teacher": "Teacher"}
 CLIPS_A_LIST = 6
-FEWEST_UTTERANCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
+FEWEST_SENTENCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
 
 Row = dict[str, Any]  # one prediction: id, condition, reference, base, distilled, teacher; noisy ones snr_db, category
 
@@ -78,32 +78,26 @@ class Scores:
         return self._rates([at for at, row in enumerate(self.rows) if (row["condition"] != CLEAN) == noisy], rate)
 
     def _rates(self, chosen: list[int], rate: Literal["wer", "cer"] = "wer") -> dict[str, Estimate]:
-        names = [self.rows[at]["id"] for at in chosen]
+        references = [self.rows[at]["reference"] for at in chosen]
         rates = {}
         for system, errors in self.errors.items():
-            summed = _per_utterance(names, errors, chosen)
+            fields = (errors.word_edits, errors.words, errors.char_edits, errors.chars)
+            found = per_sentence(Errors(*(field[chosen] for field in fields)), references)
             if rate == "cer":  # characters in the words' place: the bootstrap is the same
-                summed = Errors(summed.char_edits, summed.chars, summed.char_edits, summed.chars)
-            rates[system] = wer_with_interval(summed, self._draws, self._seed)
+                found = Errors(found.char_edits, found.chars, found.char_edits, found.chars)
+            rates[system] = wer_with_interval(found, self._draws, self._seed)
         return rates
 
 
-def _per_utterance(names: list[str], errors: Errors, chosen: list[int]) -> Errors:
-    """Errors of the chosen predictions, added up utterance by utterance: that is what the bootstrap draws."""
-    _, utterance = np.unique(np.array(names, dtype=str), return_inverse=True)
-    fields = (errors.word_edits, errors.words, errors.char_edits, errors.chars)
-    return Errors(*(np.bincount(utterance, field[chosen]).astype(np.int64) for field in fields))
-
-
 def wer_with_interval(errors: Errors, draws: int, seed: int) -> Estimate:
-    """WER and its bootstrap interval over utterances, if there are enough of them.
+    """WER and its bootstrap interval over sentences, if there are enough of them.
 
     1 - WER is the relative WER reduction over a system that gets every word wrong, so that the bootstrap is the one of
     `relative_wer_reduction`.
     """
     if errors.words.sum() == 0:
         return Estimate(None)
-    if len(errors.words) < FEWEST_UTTERANCES:
+    if len(errors.words) < FEWEST_SENTENCES:
         return Estimate(errors.wer)
     all_wrong = Errors(errors.words, errors.words, errors.chars, errors.chars)
     reduction = relative_wer_reduction(all_wrong, errors, draws, seed)

@@ -65,6 +65,25 @@ def test_conditions_add_up_by_utterance() -> None:
         relative_wer_reduction(one, summed([one, one]), 100, 0)
 
 
+def test_utterances_of_one_sentence_are_one_unit_of_the_bootstrap() -> None:
+    """Twice the readers of each sentence say nothing more of other sentences: the interval stays as wide."""
+    texts = [f"sentence number {number} of the test set" for number in range(12)]
+    heard = [text if number % 3 else "nothing of it" for number, text in enumerate(texts)]
+
+    def rows(readers: int) -> list[dict[str, str]]:
+        said = [{"reference": a, "base": "x", "distilled": b} for a, b in zip(texts, heard, strict=True)]
+        return [{"condition": condition} | row for condition in ("clean", "5 dB") for row in said * readers]
+
+    once, twice = ({name: score(rows(readers), name, "en") for name in ("base", "distilled")} for readers in (1, 2))
+    assert len(twice["base"]["5 dB"].words) == 12
+    assert twice["distilled"]["clean"].wer == once["distilled"]["clean"].wer
+    intervals = [
+        relative_wer_reduction(one["base"]["5 dB"], one["distilled"]["5 dB"], 1000, 0) for one in (once, twice)
+    ]
+    assert intervals[0] == intervals[1]
+    assert intervals[0]["ci_low"] < intervals[0]["relative"] < intervals[0]["ci_high"]
+
+
 def test_rates_are_by_condition_and_their_mean_over_the_snrs() -> None:
     said = {"clean": "a b c d", "5 dB": "a b c x", "0 dB": "a x x x"}
     rows = [{"id": "u", "condition": name, "reference": "a b c d", "base": text} for name, text in said.items()]

@@ -18,13 +18,14 @@ def test_verdict(low: float, high: float, expected: str) -> None:
 
 
 def test_cer_counts_characters_and_has_its_interval() -> None:
-    hypotheses = ["bat", "cat", "cat", "cot", "cat", "dog"]
-    rows = [{"id": f"u{at}", "condition": "clean", "reference": "cat"} for at in range(len(hypotheses))]
+    hypotheses = ["bat", "cot", "cut", "cog", "can", "dog"]
+    references = ["cat", "cot", "cut", "cab", "can", "cat"]
+    rows = [{"id": f"u{at}", "condition": "clean", "reference": said} for at, said in enumerate(references)]
     scores = Scores(
         [row | dict.fromkeys(SYSTEMS, text) for row, text in zip(rows, hypotheses, strict=True)], "en", 500, 0
     )
     wer, cer = scores.overall(noisy=False)["base"], scores.overall(noisy=False, rate="cer")["base"]
-    assert (wer.value, cer.value) == (3 / 6, 5 / 18)
+    assert (wer.value, cer.value) == (3 / 6, 6 / 18)
     for rate in (wer, cer):
         assert rate.low is not None and rate.high is not None and 0 <= rate.low < rate.value < rate.high <= 1
     assert cer.high < wer.high
