@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path, PurePath
@@ -15,7 +15,6 @@ from dqlora.data.storage import existing_folder
 from dqlora.errors import UserError
 from dqlora.seeding import generator_for
 
-SYNTHETIC = ("white", "pink", "brown", "hum", "clicks", "modulated", "babble")
 TEST_RATIO = 1 / 3  # of a folder of recordings without train/ and test/
 # Ends of names: a channel of a recording (ch01, x_mic2, x_L), and a number (office_2, fan12, x_3_1, x (2))
 CHANNEL = re.compile(r"(?:^|[-_. ])(?:(?:ch|chan|channel|mic)[-_. ]?\d+|l|r|left|right)$", re.IGNORECASE)
@@ -149,16 +148,7 @@ def synthetic_noise(
     voices
         utterances, float32 [any length], of which babble is mixed.
     """
-    make = {
-        "white": lambda: generator.standard_normal(samples),
-        "pink": lambda: _coloured(samples, generator, slope=1.0),
-        "brown": lambda: _coloured(samples, generator, slope=2.0),
-        "hum": lambda: _hum(samples, generator),
-        "clicks": lambda: _clicks(samples, generator),
-        "modulated": lambda: _modulated(samples, generator),
-        "babble": lambda: _babble(samples, generator, voices),
-    }[category]
-    noise = make()
+    noise = SYNTHETIC[category](samples, generator, voices)
     return (0.5 * noise / np.abs(noise).max()).astype(np.float32)
 
 
@@ -167,7 +157,7 @@ def synthetic_recordings(
 ) -> Iterator[tuple[str, str, np.ndarray]]:
     """`count` recordings as (id, category, float32 [samples]), the categories in turn."""
     for number in range(count):
-        category = SYNTHETIC[number % len(SYNTHETIC)]
+        category = list(SYNTHETIC)[number % len(SYNTHETIC)]
         recording = f"{split}-{category}-{number // len(SYNTHETIC)}"
         generator = generator_for(seed, "noise", recording)
         yield recording, category, synthetic_noise(category, round(seconds * SAMPLE_RATE), generator, voices)
@@ -180,7 +170,7 @@ def _coloured(samples: int, generator: np.random.Generator, slope: float) -> np.
     return np.fft.irfft(spectrum * np.maximum(frequency, 20.0) ** (-slope / 2), samples)
 
 
-def _hum(samples: int, generator: np.random.Generator) -> np.ndarray:
+def _hum(samples: int, generator: np.random.Generator, voices: list[np.ndarray]) -> np.ndarray:
     """Mains hum: 50 or 60 Hz and its harmonics, at random phases and falling levels, over faint white noise."""
     time = np.arange(samples) / SAMPLE_RATE
     mains = generator.choice([50.0, 60.0])
@@ -190,7 +180,7 @@ def _hum(samples: int, generator: np.random.Generator) -> np.ndarray:
     return tones + 0.05 * generator.standard_normal(samples)
 
 
-def _clicks(samples: int, generator: np.random.Generator) -> np.ndarray:
+def _clicks(samples: int, generator: np.random.Generator, voices: list[np.ndarray]) -> np.ndarray:
     """Clicks at random times, 2 to 15 a second, each a decaying burst of 1 to 20 ms, over faint pink noise."""
     noise = 0.02 * _unit(_coloured(samples, generator, slope=1.0))
     for start in generator.integers(0, samples, int(generator.uniform(2, 15) * samples / SAMPLE_RATE) + 1):
@@ -201,7 +191,7 @@ def _clicks(samples: int, generator: np.random.Generator) -> np.ndarray:
     return noise
 
 
-def _modulated(samples: int, generator: np.random.Generator) -> np.ndarray:
+def _modulated(samples: int, generator: np.random.Generator, voices: list[np.ndarray]) -> np.ndarray:
     """Pink noise whose level swings at 0.5 to 8 Hz, as of machines and passing cars."""
     time = np.arange(samples) / SAMPLE_RATE
     swing = 1 + generator.uniform(0.6, 1.0) * np.sin(
@@ -226,3 +216,15 @@ def _babble(samples: int, generator: np.random.Generator, voices: list[np.ndarra
 def _unit(samples: np.ndarray) -> np.ndarray:
     """Scaled to a root mean square of 1."""
     return samples / np.sqrt(np.mean(np.square(samples, dtype=np.float64)))
+
+
+# By category: samples, generator and voices, as `synthetic_noise` gets them, to noise [samples] of any level.
+SYNTHETIC: dict[str, Callable[[int, np.random.Generator, list[np.ndarray]], np.ndarray]] = {
+    "white": lambda samples, generator, voices: generator.standard_normal(samples),
+    "pink": lambda samples, generator, voices: _coloured(samples, generator, slope=1.0),
+    "brown": lambda samples, generator, voices: _coloured(samples, generator, slope=2.0),
+    "hum": _hum,
+    "clicks": _clicks,
+    "modulated": _modulated,
+    "babble": _babble,
+}
