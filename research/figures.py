@@ -21,10 +21,10 @@ from research.study.variants import ALPHAS, BASE, CTC, at_alpha, gated
 from research.svg import BLUE, GREEN, INK, MONO, ORANGE, PURPLE, Drawing, Panel, Scale
 
 OUTPUT = Path("docs/figures")
-METRICS = Path("metrics/evaluate.json")
+METRICS = Path("metrics/mini/evaluate.json")
 STUDY, BENCHMARKS = Path("research/study/results"), Path("benchmarks/results")
 NINE_HOURS, SIXTY_HOURS = STUDY / "all_variants_9h.jsonl", STUDY / "features_vs_ctc_60h.jsonl"
-FEATURES = "base features of layer 8, λ 10"
+FEATURES = "base features of layer 8, λ 1"
 PROJECTION, RANK_64 = "and projection, no masks", "LoRA r 64 and projection, no masks"
 DISTILLED, CTC_RANK_64 = f"{FEATURES}, {RANK_64}", f"{CTC}, {RANK_64}"  # the default, and the same without targets
 WIDTH = 860  # user units of every figure, about the width of a page on GitHub
@@ -42,9 +42,10 @@ STAGES = {
     "extract_features": (2, 2, "the frozen CNN, once", BLUE),
     "train": (3, 2, "LoRA on a 4-bit student", BLUE),
     "transcribe_teacher": (2, 3, "Whisper’s transcripts", INK),
-    "evaluate": (4, 2, "WER, RTF, memory", INK),
-    "export": (4, 3, "merged and ONNX", INK),
-    "report": (4, 1, "one page", INK),
+    "evaluate": (4, 0, "WER, before and after", INK),
+    "export": (4, 1, "merged and ONNX", INK),
+    "profile": (4, 2, "RTF and memory", INK),
+    "report": (4, 3, "one page", INK),
 }
 STAGE_WIDTH, STAGE_HEIGHT, COLUMN, ROW = 146, 46, 176, 90
 
@@ -173,13 +174,13 @@ def snr_panel(
 
 
 TARGETS = (  # name, colour, settings: how the results call them
-    ("base_features", BLUE, {f"λ {weight}": f"base features of layer 8, λ {weight}" for weight in (3, 10, 30)}),
+    ("base_features", BLUE, {f"λ {weight}": f"base features of layer 8, λ {weight}" for weight in (0.3, 1, 3)}),
     ("base_ctc_posterior", BLUE, {f"λ {weight}": f"base CTC posterior, λ {weight}" for weight in (0.3, 1, 3)}),
     ("base_logits", BLUE, {f"λ {weight}": f"base logits, λ {weight}" for weight in (1, 3, 10)}),
     ("mean_logits", PURPLE, {f"λ {weight}": f"mean logits, λ {weight}" for weight in (1, 3)}),
     ("whisper_logits", GREEN, {f"λ {weight}": f"whisper logits, λ {weight}" for weight in (0.1, 0.3, 1)}),
     ("whisper_ctc_posterior", GREEN, {f"λ {weight}": f"whisper CTC posterior, λ {weight}" for weight in (1, 3)}),
-    ("whisper_features", GREEN, {f"layer {at}, λ 1": f"whisper features at layer {at}, λ 1" for at in (8, 12)}),
+    ("whisper_features", GREEN, {f"layer {at}, λ 0.1": f"whisper features at layer {at}, λ 0.1" for at in (8, 12)}),
     ("untrained_head", INK, {"λ 0.3": "untrained head, stretched, λ 0.3"}),
 )
 Row = tuple[str, str, str, tuple[float, float, float]]  # name, setting, colour, and the value with its interval

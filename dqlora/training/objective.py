@@ -38,7 +38,7 @@ class DistillationLoss(nn.Module):
     target, width
         what the student is drawn to, and its values a frame; None: CTC alone.
     lambda_distill
-        weight of the distance.
+        weight of the distance, times the target's own scale.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class DistillationLoss(nn.Module):
         super().__init__()
         config, device = base_of(model).config, base_of(model).device
         self.student = EncoderCTC(model, target.student_layer if target else None)
-        self.blank, self.lambda_distill = blank, lambda_distill
+        self.blank = blank
+        self.distance_weight = lambda_distill * (target.scale if target else 1.0)
         projection = target.projection(config.hidden_size, width) if target else None
         if projection is not None:
             projection.to(device)

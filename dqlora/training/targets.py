@@ -56,6 +56,7 @@ class Target(ABC):
     uses_head: ClassVar[bool] = False  # made of the logits of the teacher's head
     limited_by_head: ClassVar[bool] = False  # as wrong as the head is
     seeded: ClassVar[bool] = False  # depends on the seed
+    scale: ClassVar[float] = 1.0  # of the distance in the loss, so that lambda_distill 1 suits every target
 
     def __init_subclass__(cls, name: str | None = None, **options: Any):
         super().__init_subclass__(**options)
@@ -125,6 +126,8 @@ class LogitsTarget(Target):
 
 class FeatureTarget(Target):
     """Features of a transformer layer; the distance is `losses.feature_distance`."""
+
+    scale = 10.0  # of 3, 10, 30 and 100, what lowered WER most: docs/distillation.md
 
     @property
     def student_layer(self) -> int | None:

@@ -11,7 +11,6 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
-from tqdm import tqdm
 
 from dqlora.config import Paths
 from dqlora.data.audio import to_float32
@@ -23,6 +22,7 @@ from dqlora.evaluation.metrics import count_errors
 from dqlora.models.alignment import aligned_frames
 from dqlora.models.teacher_head import load_head
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
+from dqlora.progress import ProgressBar
 
 SHIFTS = range(-2, 3)  # frames
 
@@ -50,7 +50,7 @@ def main(preset: Annotated[str, typer.Option(help="Whose artifacts to read.")] =
         clean, whisper = RaggedArray(paths.clean / split), RaggedArray(paths.teacher_features / split)
         transcripts: dict[str, list[str]] = {"base": [], "head": []}
         matches = np.zeros((len(SHIFTS), 2), int)
-        for item in tqdm(clean.items, split):
+        for item in ProgressBar(clean.items, split):
             cnn = cnn_features(model, to_float32(clean[item["id"]]))
             base = student(cnn[None], torch.tensor([len(cnn)], device=device))[0].argmax(-1).cpu().numpy()
             features = torch.from_numpy(np.array(whisper[item["id"]])).to(device)

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from tqdm import tqdm
 
 from dqlora.config import Params, Paths, load_params
 from dqlora.data.storage import read_jsonl
 from dqlora.device import default_device
 from dqlora.errors import UserError, run_stage
 from dqlora.models.wav2vec2 import load_student
+from dqlora.progress import ProgressBar
 from research.study.runner import (
     Job,
     Runner,
@@ -102,9 +102,9 @@ def main(
     context = multiprocessing.get_context("spawn")
     settings = (preset, processes, torch.cuda.device_count(), context.Value("i", 0))
     with context.Pool(processes, _start, settings) as pool, results.open("a", encoding="utf-8") as file:
-        for _ in tqdm(pool.imap_unordered(_make_targets, targets), "targets", len(targets)):
+        for _ in ProgressBar(pool.imap_unordered(_make_targets, targets), "targets", len(targets)):
             pass
-        for lines in tqdm(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" run"):
+        for lines in ProgressBar(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" runs"):
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
 

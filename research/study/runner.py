@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from dqlora.config import Budget, Params, Paths, load_preset
 from dqlora.data.audio import FRAMES_PER_SECOND, to_float32
@@ -25,6 +24,7 @@ from dqlora.models.gate import entropies
 from dqlora.models.lora import adapt
 from dqlora.models.teacher_head import load_head
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, load_student, transcribe_batch
+from dqlora.progress import ProgressBar
 from dqlora.seeding import seed_torch
 from dqlora.training.examples import load_examples
 from dqlora.training.loop import Plan, TrainingData, train_student, wise_ft
@@ -91,7 +91,7 @@ def make_test_features(model: torch.nn.Module, paths: Paths) -> None:
         write_cnn_features(model, RaggedArray(paths.clean / "validation"), folder / "validation")
         rows, clips = test_clips(paths)
         with RaggedArrayWriter(folder / "test", "float16", base_of(model).config.conv_dim[-1]) as out:
-            for number, (row, clip) in enumerate(zip(tqdm(rows, "student's CNN test"), clips, strict=True)):
+            for number, (row, clip) in enumerate(zip(ProgressBar(rows, "student's CNN test"), clips, strict=True)):
                 features = cnn_features(model, to_float32(clip)).cpu().numpy()
                 out.append(features, **row | {"utterance": row["id"], "id": number})
 

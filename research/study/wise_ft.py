@@ -11,7 +11,6 @@ from typing import Annotated
 
 import torch
 import typer
-from tqdm import tqdm
 
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import FRAMES_PER_SECOND, to_float32
@@ -22,6 +21,7 @@ from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.lora import load_adapted
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, transcribe_batch
+from dqlora.progress import ProgressBar
 
 ALPHAS = [round(0.1 * number, 1) for number in range(11)]
 Clips = list[tuple[torch.Tensor, str]]  # CNN features [frames, conv_dim], text
@@ -31,9 +31,9 @@ def clips_of(model: torch.nn.Module, paths: Paths, split: str) -> dict[str, Clip
     """A split's clips, clean and noisy."""
     clean, noisy = RaggedArray(paths.clean / split), RaggedArray(paths.noisy / split)
     found: dict[str, Clips] = {f"{split}, clean": [], f"{split}, noisy": []}
-    for item in tqdm(clean.items, f"{split}, clean", unit=" clips"):
+    for item in ProgressBar(clean.items, f"{split}, clean", unit=" clips"):
         found[f"{split}, clean"].append((cnn_features(model, to_float32(clean[item["id"]])), item["text"]))
-    for item in tqdm(noisy.items, f"{split}, noisy", unit=" clips"):
+    for item in ProgressBar(noisy.items, f"{split}, noisy", unit=" clips"):
         text = clean.item(item["utterance"])["text"]
         found[f"{split}, noisy"].append((cnn_features(model, to_float32(noisy[item["id"]])), text))
     return found

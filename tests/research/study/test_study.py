@@ -123,7 +123,7 @@ def test_a_gated_run_has_the_bases_errors_where_the_base_is_certain() -> None:
         "entropy_threshold": 0.2,
     }
     assert behind_gate(base, {"errors": {"a": {"clean": [[5, 9], [6, 9]]}}}) == {"a": {"clean": [[1, 9], [6, 9]]}}
-    full = "base features of layer 8, λ 10, full fine-tuning, no masks"
+    full = "base features of layer 8, λ 1, full fine-tuning, no masks"
     assert full in VARIANTS and not has_adapter(at_alpha(full, 0.5)) and has_adapter(at_alpha(CTC, 0.5))
 
 
