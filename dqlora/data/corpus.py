@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain, starmap
 from pathlib import Path
 
-from dqlora.data.fleurs import folder_recordings, hub_recordings
+from dqlora.data.fleurs import folder_recordings, hub_commit, hub_recordings
 from dqlora.data.hub import HUB
 from dqlora.data.layouts import read_folder
 from dqlora.data.storage import existing_folder
@@ -47,6 +47,11 @@ def read_clips(path: str, split: str, seed: int, downloads: Path, checksums: Pat
     if next(chain(folder.glob("*.parquet"), folder.glob("*/*.parquet")), None):
         return starmap(Clip, folder_recordings(folder, split))
     return _folder_clips(folder, split, seed)
+
+
+def commit_of(path: str) -> str | None:
+    """The commit that a corpus on the hub is read at; None for a folder. Raises as `read_clips`."""
+    return hub_commit(path) if path.startswith(HUB) else None
 
 
 def _folder_clips(folder: Path, split: str, seed: int) -> Iterator[Clip]:

@@ -47,17 +47,27 @@ def hub_recordings(path: str, split: str, downloads: Path, checksums: Path) -> I
     UserError
         If the corpus cannot be had or has other columns.
     """
-    match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)@(.+)/([^/]+)", path)
-    if not match:
-        raise UserError(f"speech.path: {path}: expected hf://datasets/owner/name@revision/config")
-    repository = Repository("dataset", match[1], match[2], f"speech.path: {path}")
+    repository, config = _parse(path)
     commit = repository.commit()
-    folder = downloads / commit / match[3]
-    files = [file for file in _dataset_files(repository, commit, match[3], folder) if _is_of_split(file.path, split)]
+    folder = downloads / commit / config
+    files = [file for file in _dataset_files(repository, commit, config, folder) if _is_of_split(file.path, split)]
     if not files:
         raise UserError(f"speech.path: {path}: has no {split}/*.parquet and no {split}-*.parquet; name another config")
     for file in files:
         yield from _RemoteParquet(repository, commit, file, downloads, checksums).recordings()
+
+
+def hub_commit(path: str) -> str:
+    """The commit that a path on the hub is read at; raises as `hub_recordings`."""
+    return _parse(path)[0].commit()
+
+
+def _parse(path: str) -> tuple[Repository, str]:
+    """The repository and the config that a path names."""
+    match = re.fullmatch(r"hf://datasets/([\w.-]+/[\w.-]+)@(.+)/([^/]+)", path)
+    if not match:
+        raise UserError(f"speech.path: {path}: expected hf://datasets/owner/name@revision/config")
+    return Repository("dataset", match[1], match[2], f"speech.path: {path}"), match[3]
 
 
 def folder_recordings(folder: Path, split: str) -> Iterator[Recording]:

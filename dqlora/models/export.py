@@ -1,5 +1,6 @@
-"""A trained student as others load it: one transformers folder, and one ONNX file in 8 bits."""
+"""A trained student as others load it: one transformers folder, one ONNX file in 8 bits, and how to use them."""
 
+import json
 import logging
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers import Wav2Vec2ForCTC
 
 from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.models.gate import entropy_threshold, mean_entropy
 from dqlora.models.wav2vec2 import backbone_of, frame_geometry, load_student, normalise_waves, project_features
@@ -19,10 +21,65 @@ from dqlora.models.wav2vec2 import backbone_of, frame_geometry, load_student, no
 PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
 ONNX = "model.onnx"
 LONGEST = 60  # s that the ONNX model takes at once
+README = """\
+# A student that transcribes noisy speech
+
+Both folders hold the same student. The lines below run in this folder, on a recording of up to {seconds} s, and need
+nothing of the project that made it.{gate}
+
+## merged/, for transformers
+
+`pip install transformers torch soundfile`
+
+```python
+import numpy as np
+import soundfile
+from transformers import pipeline
+
+{read}
+recogniser = pipeline("automatic-speech-recognition", model="merged")
+print(recogniser({{"raw": audio, "sampling_rate": 16000}})["text"])
+```
+
+Given the name of a file instead, transformers calls the program ffmpeg, which may not be there.
+
+## onnx/, for onnxruntime
+
+`pip install onnxruntime soundfile`
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+import soundfile
+
+{read}
+session = onnxruntime.InferenceSession("onnx/model.onnx")
+best = session.run(None, {{"audio": audio[None]}})[0][0].argmax(axis=-1)
+
+with open("onnx/vocab.json", encoding="utf-8") as file:
+    letters = {{index: token for token, index in json.load(file).items() if {is_letter}}}
+text = "".join(letters.get(index, "") for index in best[np.diff(best, prepend=-1) != 0])
+print(" ".join(text.replace({delimiter}, " ").lower().split()))
+```
+"""
+READ = """\
+audio, rate = soundfile.read("recording.wav", always_2d=True)  # or FLAC, OGG, MP3
+audio = audio.mean(axis=1)
+if rate != 16000:
+    samples = round(len(audio) * 16000 / rate)
+    audio = np.fft.irfft(np.fft.rfft(audio), samples) * samples / len(audio)
+audio = audio.astype(np.float32)
+"""
+GATED = """
+
+The student's adapter runs only where its base is uncertain. `onnx/` does so; `merged/` is one plain model, which
+cannot: its adapter is always on, which costs words on clean speech."""
 
 
 def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> None:
-    """Write folder/merged, for transformers, and folder/onnx, for onnxruntime, of what a run left in `adapter`.
+    """Write merged/, for transformers, onnx/, for onnxruntime, and README.md of what a run left in `adapter`.
 
     A gated student is two models: model.onnx holds both; a transformers folder can hold one, the adapter merged, for
     all clips.
@@ -33,6 +90,26 @@ def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> 
     save_merged(merged, student, folder / "merged")
     audio = FromAudio(merged) if threshold is None else GatedFromAudio(merged, widened(student, quantize), threshold)
     save_onnx(audio, student, folder / "onnx")
+    (folder / "README.md").write_text(readme(student, threshold is not None), encoding="utf-8")
+
+
+def readme(student: Path, gated: bool) -> str:
+    """How to turn a recording into text with each of the two folders, in lines that run as they stand."""
+    vocabulary = Vocabulary.load(student / "vocab.json")
+    blank = blank_token(vocabulary)
+    is_letter = "len(token) == 1" + (f" and token != {json.dumps(blank)}" if len(blank) == 1 else "")
+    return README.format(
+        seconds=LONGEST,
+        gate=GATED if gated else "",
+        read=READ,
+        is_letter=is_letter,
+        delimiter=json.dumps(vocabulary.delimiter),
+    )
+
+
+def blank_token(vocabulary: Vocabulary) -> str:
+    """The token that stands for CTC's blank."""
+    return next(token for token, index in vocabulary.token_ids.items() if index == vocabulary.blank)
 
 
 def widened(student: Path, quantize: str) -> Wav2Vec2ForCTC:
@@ -56,8 +133,21 @@ def merge(student: Path, adapter: Path, quantize: str) -> Wav2Vec2ForCTC:
 def save_merged(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
     """Write what `transformers.pipeline("automatic-speech-recognition", folder)` loads; `student` has the processor."""
     model.save_pretrained(folder)
+    save_processor(student, folder)
+
+
+def save_processor(student: Path, folder: Path) -> None:
+    """Write what turns audio into a student's input, and tokens into text: in small letters, as `Vocabulary.decode`."""
     for name in PROCESSOR:
         shutil.copyfile(student / name, folder / name)
+    letters = Vocabulary.load(student / "vocab.json").letters
+    for name, changed in (
+        # transformers' `do_lower_case` goes with a vocabulary of capitals; of Turkish's it makes other letters
+        ("tokenizer_config.json", {"do_lower_case": any(map(str.isupper, letters)) and "İ" not in letters}),
+        ("preprocessor_config.json", {"do_normalize": True}),  # as `normalise_audio`, by which it was trained
+    ):
+        settings = read_json(folder / name, rerun("fetch_models"))
+        write_json(folder / name, settings | changed)
 
 
 class FromAudio(nn.Module):

@@ -20,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import Wav2Vec2Config, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from dqlora.data.hub import HUB, Snapshot
-from dqlora.data.storage import existing_folder, read_json, write_json
+from dqlora.data.origin import write_origin
+from dqlora.data.storage import existing_folder, read_json
 from dqlora.errors import UserError, first_line
 from dqlora.models.ctranslate2 import convert_whisper
 from dqlora.models.languages import known_languages, whisper_language
@@ -99,7 +100,7 @@ def fetch_student(source: str, output: Path, seed: int) -> None:
         # Attention masks are for the models with layer norm in their CNN only: transformers' docs of Wav2Vec2Processor.
         layer_norm = _read_config(output, source).get("feat_extract_norm") == "layer"
         Wav2Vec2FeatureExtractor(return_attention_mask=layer_norm).save_pretrained(output)
-    _write_origin(output, source, model.commit)
+    write_origin(output, source, "model", model.commit)
 
 
 def locate_student(source: str) -> Path:
@@ -149,7 +150,7 @@ def fetch_teacher(source: str, output: Path, language: str) -> None:
         _check_language(output, source, language)
     else:
         _copy(model.fetch(FILES), output)
-    _write_origin(output, source, model.commit if model else None)
+    write_origin(output, source, "model", model.commit if model else None)
 
 
 class _Folder:
@@ -247,10 +248,6 @@ def _copy(folder: Path, output: Path) -> None:
     for path in folder.iterdir():
         if any(fnmatch(path.name, pattern) for pattern in FILES):
             shutil.copyfile(path, output / path.name)
-
-
-def _write_origin(output: Path, source: str, commit: str | None) -> None:
-    write_json(output / "origin.json", {"source": source, "commit": commit})
 
 
 def _read_config(folder: Path, source: str) -> dict[str, Any]:

