@@ -17,7 +17,9 @@ setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mini,dev]'
+	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mini,plots,dev]'
+	$(BIN)/python -m dqlora.report.plots_page .venv/plots.html
+	$(BIN)/dvc config --local plots.html_template "$(CURDIR)/.venv/plots.html"
 	touch $@
 
 repro: setup
@@ -43,4 +45,4 @@ study: setup
 	$(BIN)/python -m research.study.table
 
 clean:
-	rm -rf data models metrics/test metrics/report.html
+	rm -rf data models metrics/*/test metrics/*/costs.json metrics/*/report.html

@@ -25,10 +25,10 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from tqdm import tqdm
 
 from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.errors import UserError, run_stage
+from dqlora.progress import ProgressBar
 
 MINI = Path("presets/mini/speech/test/0000.parquet")
 ROUNDS = 3
@@ -164,7 +164,7 @@ def compare(speech: Path | None, run: Path, output: Path | None) -> None:
     _, references = load_clips(speech)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
-    for name in tqdm([name for _ in range(ROUNDS) for name in SYSTEMS], "one core"):
+    for name in ProgressBar([name for _ in range(ROUNDS) for name in SYSTEMS], "one core"):
         command = [sys.executable, "-m", "benchmarks.cpu", "--run", str(run), "--system", name]
         ended = subprocess.run(
             command + ([str(speech)] if speech else []), env=environment, capture_output=True, text=True, check=False

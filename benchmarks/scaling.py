@@ -21,11 +21,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 import yaml
-from tqdm import tqdm
 
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
 from dqlora.errors import UserError, run_stage
+from dqlora.progress import ProgressBar
 
 ROOT = Path(__file__).resolve().parents[1]
 CLIP = 10  # seconds
@@ -75,7 +75,7 @@ def measure(hours: float, models: Path, data: Path) -> dict[str, float]:
             write_corpus(data / "clean" / split, made / "clean" / split, 20 / 3600)
         shutil.copytree(data / "noise", made / "noise")
         found = {"hours": hours, **{f"{stage}_seconds": run(stage, project) for stage in STAGES}}
-        report: dict[str, Any] = json.loads((project / "metrics/train.json").read_text())
+        report: dict[str, Any] = json.loads((project / "metrics/mini/curves/metrics.json").read_text())
         found |= {f"train_{name}": report[name] for name in ("rtfx", "peak_rss_mb", "peak_gpu_mb")}
         return found | {f"{name}_mb": disk_mb(made / name) for name in DATA}
 
@@ -90,7 +90,7 @@ def main(
     data = run_of.parents[1] / "data" / run_of.name
     if not (data / "clean").is_dir() or not (run_of / "teacher_head").is_dir():
         raise UserError(f"{run_of}, {data}: no finished run; run `dvc repro`")
-    rows = [measure(size, run_of.resolve(), data.resolve()) for size in tqdm(hours, "sizes")]
+    rows = [measure(size, run_of.resolve(), data.resolve()) for size in ProgressBar(hours, "sizes", unit=" sizes")]
     print(f"| {' | '.join(name.replace('_', ' ') for name in rows[0])} |\n|{' --- |' * len(rows[0])}")
     for row in rows:
         print(f"| {' | '.join(f'{value:.3g}' for value in row.values())} |")

@@ -19,7 +19,6 @@ from typing import Annotated
 import numpy as np
 import soundfile
 import typer
-from tqdm import tqdm
 
 from benchmarks.cpu import load_clips
 from dqlora.data.audio import SAMPLE_RATE, read_audio, to_float32, to_int16
@@ -27,6 +26,7 @@ from dqlora.data.mixing import fit_noise, power
 from dqlora.device import default_device
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import count_errors
+from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import Word, text_of
@@ -96,7 +96,7 @@ def main(
         recording, begins = join([samples[at] for at in order], used, snr_db, rng)
         ends = begins + [len(samples[at]) for at in order]
         whole, single, joined = ([""] * len(samples) for _ in range(3))
-        for at, begin, end in tqdm(zip(order, begins, ends, strict=True), condition, disable=None, leave=False):
+        for at, begin, end in ProgressBar(zip(order, begins, ends, strict=True), condition, leave=False):
             clip = recording[begin:end]
             whole[at] = recogniser.vocabulary.decode(recogniser.token_ids(clip).tolist())
             single[at] = text_of(transcribe(recogniser, clip))

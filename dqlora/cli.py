@@ -1,4 +1,4 @@
-"""The command `dqlora`. What takes seconds to import is imported by the command that needs it."""
+"""The command `dqlora`. What takes seconds to import is imported once nothing cheaper can be wrong any more."""
 
 import errno
 import json
@@ -6,17 +6,16 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
-from tqdm import tqdm
 
-from dqlora.data.audio import BadAudio
-from dqlora.errors import UserError, quieten_libraries
+from dqlora.errors import BadAudio, UserError, quieten_libraries
+from dqlora.models.run import base_of_run, find_model, newest_run, read_run
 
 if TYPE_CHECKING:
     from dqlora.transcription.recogniser import Recogniser
@@ -25,7 +24,9 @@ if TYPE_CHECKING:
 # oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
-app = typer.Typer(help="Speech recognition in noise.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Speech recognition in noise.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+)
 INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
 
 
@@ -36,7 +37,7 @@ class Format(StrEnum):
     VTT = "vtt"
 
 
-@app.command()
+@app.command(short_help="Turn recordings into text, subtitles or JSON.")
 def transcribe(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Recordings; - is standard input.")],
     form: Annotated[Format, typer.Option("--format", help="What to write.")] = Format.TXT,
@@ -49,43 +50,37 @@ def transcribe(
     ] = None,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
-    from dqlora.data.storage import atomic_write
-    from dqlora.device import default_device
-    from dqlora.transcription.recogniser import load_recogniser
-
-    quieten_libraries()
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
         _fail(f"--format {form}: several files need --output FOLDER")
     if output is not None:
         _check_distinct(files, output, form)
     try:
-        recogniser = load_recogniser(model, default_device())
+        usable = _each(files, _check_exists)
+        found = find_model(model) if usable else ""
+        if not (usable := _each(usable, _check_is_audio)):
+            raise typer.Exit(1)
+
+        from dqlora.data.storage import atomic_write
+        from dqlora.device import default_device
+        from dqlora.transcription.recogniser import load_recogniser
+
+        quieten_libraries()
+        recogniser = load_recogniser(found, default_device())
     except UserError as error:
         _fail(str(error))
-    failed = 0
-    for name in files:
-        try:
-            words = _transcribe(recogniser, name)
-            if output is None:
-                print(_format(name, words, form, named=len(files) > 1), end="", flush=True)
-            else:
-                atomic_write(_written_to(name, output, form), _format(name, words, form, named=False))
-        except (BadAudio, UserError) as error:
-            failed += 1
-            print(f"error: {name}: {error}", file=sys.stderr)
-        except OSError as error:
-            failed += 1
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "no space left to write its transcript" if full else error.strerror or str(error)
-            print(f"error: {error.filename or name}: {reason}", file=sys.stderr)
-        except KeyboardInterrupt:
-            print(f"interrupted at {name}; what came before it is written", file=sys.stderr)
-            raise typer.Exit(INTERRUPTED) from None
-    if failed:
+
+    def transcribe_one(name: str) -> None:
+        words = _transcribe(recogniser, name)
+        if output is None:
+            print(_format(name, words, form, named=len(files) > 1), end="", flush=True)
+        else:
+            atomic_write(_written_to(name, output, form), _format(name, words, form, named=False))
+
+    if len(_each(usable, transcribe_one)) < len(files):
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(short_help="Open a page that compares transcripts in noise.")
 def demo(
     model: Annotated[
         str | None,
@@ -94,13 +89,18 @@ def demo(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 is any that is free.")] = 8000,
 ) -> None:
     """Open a page to record or choose speech, add noise, and compare the transcripts of base, distilled and teacher."""
-    from dqlora.demo.server import listen, load, serve
-    from dqlora.device import default_device
+    from dqlora.config import load_params
 
-    quieten_libraries()
     try:
+        load_params()
+        found = find_model(model)
+
+        from dqlora.demo.server import listen, load, serve
+        from dqlora.device import default_device
+
+        quieten_libraries()
         listener = listen(port)
-        page = load(model, default_device())
+        page = load(found, default_device())
         page.warm_up()
         serve(page, listener)
     except UserError as error:
@@ -109,25 +109,24 @@ def demo(
         raise typer.Exit(INTERRUPTED) from None
 
 
-@app.command()
+@app.command(short_help="Write a run's student for transformers and onnxruntime.")
 def export(
     output: Annotated[Path, typer.Argument(help="A folder to write merged/ and onnx/ to.")],
     model: Annotated[Path | None, typer.Option(help="A run's adapter folder; else the newest run.")] = None,
 ) -> None:
     """Write a run's student as others load it: merged/ for transformers, onnx/ in 8 bits for onnxruntime.
 
-    The pipeline does so for its own run and measures both: models/<preset>/exported, metrics/export.json.
+    Its README.md holds a few lines for each that turn a recording into text. The pipeline does so for its own run and
+    measures both: models/<preset>/exported, metrics/<preset>/export.json.
     """
-    from dqlora.data.storage import atomic_directory
-    from dqlora.models.export import size_mb, write_exports
-    from dqlora.transcription.recogniser import base_of_run, newest_run
-
-    quieten_libraries()
     try:
         adapter = model or newest_run()
-        if not (adapter / "run.json").exists():
-            raise UserError(f"{adapter}: no run's adapter folder (no run.json)")
         student, quantize = base_of_run(adapter)
+
+        from dqlora.data.storage import atomic_directory
+        from dqlora.models.export import size_mb, write_exports
+
+        quieten_libraries()
         with atomic_directory(output) as folder:
             write_exports(student, adapter, quantize, folder)
         for path in (output / "merged", output / "onnx"):
@@ -138,25 +137,43 @@ def export(
         _fail(f"{output}: {error.strerror or error}")
 
 
-@app.command()
+@app.command(short_help="Put a run's adapter on the hub, with a model card.")
 def push(
     repository: Annotated[str, typer.Argument(help="owner/name on the hub; made if it is not there.")],
     private: Annotated[bool, typer.Option(help="Whether a new repository is to be seen by its owner alone.")] = False,
     card: Annotated[bool, typer.Option("--card", help="Only print the model card that would be pushed.")] = False,
 ) -> None:
-    """Put the adapter of params.yaml's preset on the hub, with a model card written from its metrics."""
+    """Put the adapter of params.yaml's preset on the hub, with a model card of what its run recorded."""
     from dqlora.config import Paths, load_params, load_preset
-    from dqlora.report.model_card import model_card
-    from dqlora.report.model_card import push as push_adapter
 
-    quieten_libraries()
     try:
         params = load_params()
         preset, paths = load_preset(params.preset), Paths(params.preset)
+        read_run(paths.adapter)
+
+        from dqlora.report.model_card import model_card
+        from dqlora.report.model_card import push as push_adapter
+
+        quieten_libraries()
         if card:
-            print(model_card(repository, params, preset, paths))
+            print(model_card(repository, preset, paths))
         else:
-            print(push_adapter(repository, private, params, preset, paths))
+            print(push_adapter(repository, private, preset, paths))
+    except UserError as error:
+        _fail(str(error))
+
+
+@app.command(short_help="Show experiments side by side.")
+def compare(
+    commits: Annotated[int, typer.Option(min=1, help="Of how many commits, from the newest on.")] = 1,
+) -> None:
+    """Show the workspace, the newest commits and their experiments: WER, gain and the parameters that differ."""
+    from rich.console import Console
+
+    from dqlora.report.compare import comparison, experiments
+
+    try:
+        Console().print(comparison(experiments(commits)))
     except UserError as error:
         _fail(str(error))
 
@@ -164,6 +181,40 @@ def push(
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(1)
+
+
+def _each(names: list[str], do: Callable[[str], object]) -> list[str]:
+    """The names with which `do` succeeds; for each other one, an error is printed in one line."""
+    done = []
+    for name in names:
+        try:
+            do(name)
+            done.append(name)
+        except (BadAudio, UserError) as error:
+            print(f"error: {name}: {error}", file=sys.stderr)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "no space left to write its transcript" if full else error.strerror or str(error)
+            print(f"error: {error.filename or name}: {reason}", file=sys.stderr)
+        except KeyboardInterrupt:
+            print(f"interrupted at {name}; what came before it is written", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+    return done
+
+
+def _check_exists(name: str) -> None:
+    """Raise OSError if a recording cannot be opened. A pipe is not tried: it can be opened only once."""
+    if name != "-" and not Path(name).is_fifo():
+        Path(name).open("rb").close()
+
+
+def _check_is_audio(name: str) -> None:
+    """Raise BadAudio if the header of a recording is none; one from a pipe is checked when it is read."""
+    from dqlora.data.audio import stream_audio
+
+    if Path(name).is_file():
+        with Path(name).open("rb") as file:
+            stream_audio(file)
 
 
 def _written_to(name: str, output: Path, form: Format) -> Path:
@@ -181,9 +232,10 @@ def _check_distinct(files: list[str], output: Path, form: Format) -> None:
 
 
 def _transcribe(recogniser: "Recogniser", name: str) -> "list[Word]":
+    from dqlora.progress import ProgressBar
     from dqlora.transcription.recogniser import transcribe_file
 
-    with _opened(name) as file, tqdm(desc=Path(name).name, unit="s", disable=None, leave=False) as bar:
+    with _opened(name) as file, ProgressBar(desc=Path(name).name, unit="s", leave=False) as bar:
 
         def show(done: float, whole: float | None) -> None:
             bar.total = None if whole is None else round(whole)

@@ -14,6 +14,10 @@ class UserError(Exception):
     """What went wrong, in one line that names the file or parameter and the way out."""
 
 
+class BadAudio(ValueError):
+    """A recording that cannot be used; the message is the reason, in a few words."""
+
+
 def first_line(error: BaseException) -> str:
     """Of an error's message; the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -56,19 +60,25 @@ class Rejected:
     def add(self, split: str, item: str, reason: str) -> None:
         self.items.append((split, item, reason))
 
+    def count(self, split: str) -> int:
+        return sum(of == split for of, _, _ in self.items)
+
     def counts(self) -> dict[str, int]:
         return dict(Counter(reason.split(":")[0].split(" (")[0] for _, _, reason in self.items))
 
-    def write(self, folder: Path, named: int = 20) -> None:
-        """Write rejected.csv (split, id, reason) and print the first `named` items."""
+    def write(self, folder: Path) -> None:
+        """Write rejected.csv (split, id, reason), and show what stands in it."""
         with (folder / "rejected.csv").open("w", encoding="utf-8", newline="") as file:
             rows = csv.writer(file)
             rows.writerow(("split", "id", "reason"))
             rows.writerows(self.items)
-        if not self.items:
-            return
-        print(f"rejected: {len(self.items)}")
+        self.show(", all in rejected.csv")
+
+    def show(self, others: str = "", named: int = 20) -> None:
+        """Print the first `named` items, and of the others their number and where they are."""
+        if self.items:
+            print(f"rejected: {len(self.items)}")
         for split, item, reason in self.items[:named]:
             print(f"  {split}/{item}: {reason}")
         if len(self.items) > named:
-            print(f"  and {len(self.items) - named} more, all in rejected.csv")
+            print(f"  and {len(self.items) - named} more{others}")

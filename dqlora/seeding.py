@@ -3,7 +3,6 @@
 import hashlib
 
 import numpy as np
-import torch
 
 
 def seed_for(seed: int, *ids: object) -> int:
@@ -18,4 +17,6 @@ def generator_for(seed: int, *ids: object) -> np.random.Generator:
 
 def seed_torch(seed: int, *ids: object) -> None:
     """Seed torch's generators: dropout and masks draw from them."""
+    import torch  # takes seconds, which the stages without it save
+
     torch.manual_seed(seed_for(seed, *ids))

@@ -12,10 +12,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from tqdm import tqdm
-
 from dqlora.data.audio import AUDIO_SUFFIXES
 from dqlora.errors import UserError
+from dqlora.progress import ProgressBar
 
 Member = tuple[PurePosixPath, int, Callable[[], IO[bytes]]]  # name, bytes, and how to open it
 
@@ -74,7 +73,7 @@ def extract_archive(archive: Path, folder: Path) -> list[Path]:
 
 def _zip_members(archive: Path) -> Iterator[Member]:
     with zipfile.ZipFile(archive) as packed:
-        for info in tqdm(packed.infolist(), desc=f"extract {archive.name}", unit="file"):
+        for info in ProgressBar(packed.infolist(), desc=f"extract {archive.name}", unit=" files"):
             if not info.is_dir() and not stat.S_ISLNK(info.external_attr >> 16):
                 name = PurePosixPath(info.filename.replace("\\", "/"))
                 yield name, info.file_size, partial(packed.open, info)
@@ -82,7 +81,7 @@ def _zip_members(archive: Path) -> Iterator[Member]:
 
 def _tar_members(archive: Path) -> Iterator[Member]:
     with tarfile.open(archive) as packed:
-        for info in tqdm(packed, desc=f"extract {archive.name}", unit="file"):
+        for info in ProgressBar(packed, desc=f"extract {archive.name}", unit=" files"):
             if info.isfile():
                 yield PurePosixPath(info.name), info.size, partial(_tar_content, packed, info)
 

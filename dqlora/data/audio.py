@@ -14,6 +14,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from dqlora.errors import BadAudio
+
 SAMPLE_RATE = 16_000  # samples per second: wav2vec 2.0 and Whisper both hear 16 kHz
 FRAME_HOP = 320  # samples from one frame to the next, of the student's CNN and of Whisper's encoder
 FRAMES_PER_SECOND = SAMPLE_RATE // FRAME_HOP  # 50
@@ -51,10 +53,6 @@ CHUNKS = {
 # sox 0x7ffff000, arecord 0x7fffff00, others 0x80000000, 0xffffffff, -1 or 0
 UNKNOWN_LENGTHS = (range(-1, 1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
 SLACK_BYTES = 1024  # by which a chunk's length may be too large: 32 ms at 16 kHz and 16 bits, less than a phone lasts
-
-
-class BadAudio(ValueError):
-    """A recording that cannot be used; the message is the reason, in a few words."""
 
 
 def read_audio(source: Path | bytes) -> np.ndarray:
@@ -294,7 +292,7 @@ def _aligned(block: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 def _unreadable(error: Exception) -> str:
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return f"not readable as audio ({reason})"
+    return f"not readable as audio ({reason}); if it is a recording, convert it: ffmpeg -i FILE out.wav"
 
 
 def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:

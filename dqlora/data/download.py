@@ -11,13 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import requests
-from tqdm import tqdm
 
 from dqlora.errors import UserError
+from dqlora.progress import ProgressBar
 
 MS_SNSD = "https://raw.githubusercontent.com/microsoft/MS-SNSD/{commit}/{path}"
 TIMEOUT = (3.0, 10.0)  # s, to connect to each address of a host, and between two bytes
@@ -136,7 +135,7 @@ def download_all(
     found: dict[str, str] = {}
     stop = threading.Event()
     with (
-        tqdm(desc="download", unit="B", unit_scale=True, total=0, leave=False, delay=1) as bar,
+        ProgressBar(desc="download", unit="B", unit_scale=True, total=0, leave=False, delay=1) as bar,
         ThreadPoolExecutor(workers) as pool,
     ):
         tasks = {
@@ -180,7 +179,7 @@ def _obtain(
     pinned: str | None,
     checksums: Path | None,
     check: Callable[[Path], object],
-    bar: "tqdm[Any]",
+    bar: ProgressBar,
     stop: threading.Event,
 ) -> str:
     """Return the digest of `file`, which lies at `path` afterwards and is what it should be."""
@@ -237,7 +236,7 @@ class _Patience:
         return pause
 
 
-def _download(file: RemoteFile, part: Path, bar: "tqdm[Any]", stop: threading.Event) -> None:
+def _download(file: RemoteFile, part: Path, bar: ProgressBar, stop: threading.Event) -> None:
     """Fill `part`; whenever bytes came, patience begins anew."""
     patience = _Patience()
     while not stop.is_set():
@@ -262,7 +261,7 @@ def _download(file: RemoteFile, part: Path, bar: "tqdm[Any]", stop: threading.Ev
     raise _StoppedError
 
 
-def _continue(file: RemoteFile, part: Path, size: int, bar: "tqdm[Any]", stop: threading.Event) -> None:
+def _continue(file: RemoteFile, part: Path, size: int, bar: ProgressBar, stop: threading.Event) -> None:
     """Append to the `size` bytes of `part` what the server still has."""
     headers = {**file.headers, "Accept-Encoding": "identity"}
     if size or file.first is not None:

@@ -19,12 +19,16 @@ from dqlora.errors import UserError, first_line
 def atomic_directory(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that takes its place when the block ends without an error.
 
-    What a killed process left beside `output` is removed first.
+    What a killed process left beside `output` is removed first. The files have the permissions that new files get,
+    whatever the library that wrote them gave them (safetensors: 0600).
     """
     temporary = _temporary(output)
     temporary.mkdir()
     try:
         yield temporary
+        for path in temporary.rglob("*"):
+            if path.is_file():
+                path.chmod(temporary.stat().st_mode & 0o666)  # of a folder that was just made: 0777 less the umask
         if output.exists():
             shutil.rmtree(output)
         temporary.rename(output)

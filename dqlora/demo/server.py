@@ -43,13 +43,14 @@ from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.evaluation.metrics import count_errors
 from dqlora.evaluation.results import SYSTEMS, compare
+from dqlora.models.run import RUN, base_of_run, find_model
 from dqlora.models.wav2vec2 import EncoderCTC, load_student
 from dqlora.models.whisper import Teacher
 from dqlora.report.charts import ticks
 from dqlora.report.spectrogram import grey_png, spectrogram
 from dqlora.report.templates import template
 from dqlora.seeding import generator_for
-from dqlora.transcription.recogniser import Recogniser, base_of_run, load_recogniser, newest_run, transcribe_file
+from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import text_of
 
 HOST = "127.0.0.1"
@@ -187,18 +188,19 @@ def load(source: str | None, device: torch.device) -> Demo:
         if there is no run, or one of its artifacts is missing.
     """
     params = load_params()
-    folder = newest_run() if source is None else Path(source)
+    model = find_model(source)
+    folder = Path(model)
     systems: dict[str, Transcribe] = {}
     preset = params.preset
-    if (folder / "run.json").exists():
+    if (folder / RUN).exists():
         student, quantize = base_of_run(folder)
         preset = student.parents[1].name
         unadapted = EncoderCTC(load_student(student, quantize, device))
         base = Recogniser(unadapted, Vocabulary.load(student / "vocab.json"), device)
         systems[SYSTEMS["base"]] = partial(student_transcript, base)
-        systems[SYSTEMS["distilled"]] = partial(student_transcript, load_recogniser(str(folder), device))
+        systems[SYSTEMS["distilled"]] = partial(student_transcript, load_recogniser(model, device))
     else:
-        systems["Student"] = partial(student_transcript, load_recogniser(source, device))
+        systems["Student"] = partial(student_transcript, load_recogniser(model, device))
     paths, language = Paths(preset), load_preset(preset).speech.language
     clean, noise = RaggedArray(paths.clean / "test"), RaggedArray(paths.noise / "test")
     teacher = Teacher(paths.teacher, device)

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
 from dqlora.config import TeacherHead as HeadSettings
 from dqlora.data.audio import FRAMES_PER_SECOND
 from dqlora.data.batching import Example, collate, endless_batches
 from dqlora.models.teacher_head import TeacherHead
+from dqlora.progress import ProgressBar
 from dqlora.seeding import seed_torch
 from dqlora.training.losses import ctc_loss, kl_divergence
 from dqlora.training.schedule import warmup_cosine
@@ -33,7 +33,7 @@ def train_head(
     longest = round(batch_seconds * FRAMES_PER_SECOND)
     batches = endless_batches([len(example.features) for example in training], longest, seed)
     head.train()
-    with tqdm(range(steps), "teacher head", unit=" step") as bar:
+    with ProgressBar(range(steps), "teacher head", unit=" steps") as bar:
         for step in bar:
             batch = collate([training[position] for position in next(batches)]).to(device)
             seed_torch(seed, "head", step)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.batching import bucketed_batches, prefetch
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.models.wav2vec2 import base_of, cnn_features_batch
+from dqlora.progress import ProgressBar
 
 # s of padded audio a batch; on the CPU each clip alone, so that it has the same to the last bit
 # whatever others there are
@@ -31,7 +31,7 @@ def write_cnn_features(model: nn.Module, clips: RaggedArray, folder: Path) -> No
 
     with (
         RaggedArrayWriter(folder, "float16", base.config.conv_dim[-1]) as out,
-        tqdm(total=len(clips), desc=f"student's CNN {folder.name}", unit=" clips") as bar,
+        ProgressBar(total=len(clips), desc=f"student's CNN {folder.name}", unit=" clips") as bar,
     ):
         for batch, made in zip(batches, prefetch(features_of, iter(batches), base.device), strict=True):
             for position, features in zip(batch, made, strict=True):

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.data.text import Vocabulary
 from dqlora.models.wav2vec2 import base_of, cnn_features_batch
+from dqlora.progress import ProgressBar
 from dqlora.training.precompute import buckets
 from dqlora.training.targets import Clip, Sources, Target
 
@@ -58,7 +58,7 @@ class TargetWriter:
         width = self.target.width(base.config, 0 if self.whisper is None else self.whisper.values.shape[1])
         with (
             RaggedArrayWriter(folder, "float16", width) as out,
-            tqdm(total=len(items), desc="targets", unit=" clips") as bar,
+            ProgressBar(total=len(items), desc="targets", unit=" clips") as bar,
         ):
             for batch in self._batches(items, base.device):
                 for (item, _), target in zip(batch, self.of(batch), strict=True):

@@ -18,12 +18,11 @@ from dqlora.data.audio import (
     to_float32,
     to_int16,
 )
-from dqlora.data.storage import read_json, rerun
 from dqlora.data.text import Vocabulary
-from dqlora.errors import UserError
 from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
+from dqlora.models.run import RUN, base_of_run, find_model
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, frames_of, load_student
 from dqlora.transcription.segmentation import pieces
 from dqlora.transcription.words import BREAK, Word, words_of
@@ -63,23 +62,6 @@ class OnnxRecogniser(Recogniser):
         return self.onnx.token_ids(samples)
 
 
-def newest_run(models: Path = Path("models")) -> Path:
-    """The adapter folder that was written last below `models`."""
-    adapters = sorted(models.glob("*/adapter/run.json"), key=lambda path: path.stat().st_mtime)
-    if not adapters:
-        raise UserError(f"{models}: no trained adapter; run `dvc repro`, or name a model with --model")
-    return adapters[-1].parent
-
-
-def base_of_run(adapter: Path) -> tuple[Path, str]:
-    """The folder of the student that a run adapted, and how that was quantised."""
-    run = read_json(adapter / "run.json", rerun("train"))
-    student = Path(run["student"])
-    if not student.is_dir():
-        raise UserError(f"{adapter}: its base, {student}, is not here; run from the project's root, after `dvc repro`")
-    return student, run["quantize"]
-
-
 def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
     """Load what is to transcribe.
 
@@ -94,18 +76,16 @@ def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
     UserError
         if there is no such model, or it is none of these.
     """
-    folder = newest_run() if source is None else Path(source)
+    model = find_model(source)
+    folder = Path(model)
     if (folder / ONNX).exists():
         return OnnxRecogniser(folder)
-    if (folder / "run.json").exists():
+    if (folder / RUN).exists():
         student, quantize = base_of_run(folder)
         return Recogniser(
             load_distilled(student, folder, quantize, device), Vocabulary.load(student / "vocab.json"), device
         )
-    if not folder.is_dir() and "@" not in str(source):
-        raise UserError(f"--model {source}: no such folder; a model on the hub is owner/name@revision")
-    hub = not folder.is_dir() and not str(source).startswith("hf://")
-    student = locate_student(f"hf://{source}" if hub else str(source))
+    student = locate_student(model)
     return Recogniser(
         EncoderCTC(load_student(student, "none", device)), Vocabulary.load(student / "vocab.json"), device
     )

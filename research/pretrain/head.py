@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from dqlora.config import load_params
 from dqlora.data.batching import Example, length_mask, pad_waves
@@ -26,6 +25,7 @@ from dqlora.models.alignment import student_frames_at
 from dqlora.models.teacher_head import TeacherHead, save_head, transcribe_head
 from dqlora.models.wav2vec2 import load_student, normalise_waves
 from dqlora.models.whisper import Teacher
+from dqlora.progress import ProgressBar
 from dqlora.seeding import seed_torch
 from dqlora.training.head_loop import train_head
 from research.pretrain.data import Clips, Shards, read_folder, read_tests
@@ -39,7 +39,7 @@ BATCH_SECONDS = 480  # of audio, padding counted
 def encode(teacher: Teacher, samples: list[np.ndarray]) -> list[np.ndarray]:
     """The teacher's features of each clip, float16 [frames, width]."""
     features: list[np.ndarray] = []
-    for start in tqdm(range(0, len(samples), BATCH_SIZE), "teacher", unit=" batches", mininterval=5):
+    for start in ProgressBar(range(0, len(samples), BATCH_SIZE), "teacher", unit=" batches", mininterval=5):
         features += teacher.encode(samples[start : start + BATCH_SIZE])
     return features
 
@@ -50,7 +50,7 @@ def frame_sync_targets(samples: list[np.ndarray], frames: list[int], device: tor
     model = load_student(STUDENT, "none", device)
     targets: list[Tensor] = [torch.empty(0)] * len(samples)
     order = sorted(range(len(samples)), key=lambda number: len(samples[number]))
-    for start in tqdm(range(0, len(order), BATCH_SIZE), "student", unit=" batches", mininterval=5):
+    for start in ProgressBar(range(0, len(order), BATCH_SIZE), "student", unit=" batches", mininterval=5):
         batch = order[start : start + BATCH_SIZE]
         clips = [samples[number] for number in batch]
         lengths = torch.tensor([len(clip) for clip in clips], device=device)

@@ -123,6 +123,23 @@ def test_bad_files_are_named_and_the_others_transcribed(speech: Path) -> None:
         assert line.startswith(f"error: {speech / name}: ") and reason in line
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_in_a_file_takes_one_line(seed: int, tmp_path: Path) -> None:
+    """Random bytes behind the first ones of each container, and recordings with some bytes changed."""
+    rng = np.random.default_rng(seed)
+    recording = wav_bytes(tone(0.5))
+    for number, start in enumerate((b"", b"RIFF", b"ID3", b"OggS", b"fLaC", b"FORM", b"caff", b"\x1aE\xdf\xa3")):
+        (tmp_path / f"{number}.bin").write_bytes(start + rng.bytes(rng.integers(3000)))
+        changed = bytearray(recording)
+        for position in rng.integers(60, size=3):
+            changed[position] = rng.integers(256)
+        (tmp_path / f"{number}.wav").write_bytes(changed)
+    names = sorted(map(str, tmp_path.iterdir()))
+    _, out, errors = run(*names)
+    lines = [line for line in (out + errors).splitlines() if not line.startswith("[")]  # FFmpeg's own
+    assert sorted(line.removeprefix("error: ").split(": ")[0] for line in lines) == names
+
+
 def test_an_unreadable_model_ends_with_one_line(speech: Path) -> None:
     broken = speech / "model"
     shutil.copytree(MODEL, broken)
@@ -154,3 +171,78 @@ def test_an_interruption_and_a_full_disk_leave_no_half_file(
     found, _, errors = run(str(speech / "one.wav"), "--output", str(out))
     assert found == code and said in errors
     assert not out.exists() or not list(out.iterdir())
+
+
+PROBE = """
+import resource, sys
+from dqlora.cli import app
+try:
+    app(sys.argv[1:])
+finally:
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    heavy = {"torch", "transformers", "peft", "dvc"}, {"numpy", "av", "soundfile", "soxr"}
+    print(spent.ru_utime + spent.ru_stime, *(sorted(names & set(sys.modules)) for names in heavy), sep="|")
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said", "may_decode"),
+    [
+        (["--help"], 0, "transcribe  Turn recordings into text, subtitles or JSON.", False),
+        *(([command, "--help"], 0, "Usage:", False) for command in ("transcribe", "demo", "export", "push")),
+        (["transcribe"], 2, "Missing argument", False),
+        (["transcibe", "talk.wav"], 2, "No such command", False),
+        (["transcribe", "talk.wav", "--modle", "x"], 2, "No such option", False),
+        (["transcribe", "talk.wav", "--format", "doc"], 2, "'doc' is not one of", False),
+        (["transcribe", "talk.wav", "note.txt", "--format", "srt"], 1, "several files need --output FOLDER", False),
+        (["transcribe", "talk.wav", "a/talk.mp3", "--output", "out"], 1, "would both be written to", False),
+        (["transcribe", "gone.wav"], 1, "error: gone.wav: No such file or directory\n", False),
+        (["transcribe", "gone.wav", "folder.wav"], 1, "error: folder.wav: Is a directory\n", False),
+        (["transcribe", "gone.wav", "--model", "nowhere"], 1, "error: gone.wav: No such file or directory\n", False),
+        (["transcribe", "note.txt", "--model", "nowhere"], 1, "error: --model nowhere: no such folder;", False),
+        (["transcribe", "talk.wav", "--model", "."], 1, "error: --model .: no model in this folder;", False),
+        (["transcribe", "talk.wav"], 1, "error: no trained run here", False),
+        (["transcribe", "note.txt", "--model", MODEL], 1, "convert it: ffmpeg -i FILE out.wav\n", True),
+        (["transcribe", "note.txt", "none.wav", "--model", MODEL], 1, "error: none.wav: empty file\n", True),
+        (["demo", "--model", "nowhere"], 1, "error: params.yaml: no such file; run from the project's root", False),
+        (["export", "out"], 1, "error: no trained run here", False),
+        (["export", "out", "--model", "."], 1, "error: .: no trained adapter; run `dvc repro`, or name", False),
+        (["push", "owner/name", "--card"], 1, "error: params.yaml: no such file; run from the project's root", False),
+        (["demo", "--port", "99999"], 2, "should be less than or equal to 65535", False),
+    ],
+)
+def test_help_and_mistakes_take_no_time(
+    arguments: list[str], code: int, said: str, may_decode: bool, tmp_path: Path
+) -> None:
+    """None of the libraries that take seconds is imported before; from a folder that is no project's."""
+    (tmp_path / "talk.wav").write_bytes(wav_bytes(tone(1.0)))
+    (tmp_path / "note.txt").write_text("no sound " * 99)
+    (tmp_path / "none.wav").touch()
+    (tmp_path / "folder.wav").mkdir()
+    ended = subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    *_, probe = ended.stdout.splitlines()
+    seconds, heavy, decoders = probe.split("|")
+    assert ended.returncode == code and said in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert heavy == "[]" and (may_decode or decoders == "[]")
+    assert float(seconds) < 1.0  # 0.2 to 0.4 on a core of its own
+
+
+def test_a_run_elsewhere_transcribes(speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that a project fully trained, named from a folder that is no project's."""
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for name in ("pretrained/student", "adapter"):
+        shutil.copytree(MODEL, project / "models/mini" / name)
+    run_of = {"student": "models/mini/pretrained/student", "quantize": "none"}
+    (project / "models/mini/adapter/run.json").write_text(json.dumps(run_of))
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    model = str(project / "models/mini/adapter")
+    found = CliRunner().invoke(app, ["transcribe", str(speech / "one.wav"), "--model", model])
+    assert found.exit_code == 0 and found.stdout == run(str(speech / "one.wav"))[1]

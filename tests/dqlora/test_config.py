@@ -1,7 +1,12 @@
+import difflib
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from dvc.utils.hydra import apply_overrides
 
 from dqlora.config import load_params, load_preset
 from dqlora.errors import UserError
@@ -73,3 +78,46 @@ def test_a_missing_parameter_file_and_preset_are_named(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text("")
     with pytest.raises(UserError, match="expected parameters by name"):
         load_params(tmp_path / "params.yaml")
+
+
+FILES = ("params.yaml", *sorted(f"presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml")))
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+LEAVES = [(file, name, value) for file in FILES for name, value in leaves(yaml.safe_load((ROOT / file).read_text()))]
+
+
+def lines_changed(file: str, override: str, tmp_path: Path) -> tuple[list[str], list[str]]:
+    """Those that `dvc exp run -S file:override` takes out and puts in."""
+    copy = tmp_path / Path(file).name
+    shutil.copy(ROOT / file, copy)
+    apply_overrides(copy, [override])
+    before, after = (path.read_text().splitlines() for path in (ROOT / file, copy))
+    diff = list(difflib.unified_diff(before, after, n=0))[2:]
+    return tuple([line[1:] for line in diff if line[0] == sign] for sign in "-+")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(("file", "name", "value"), LEAVES, ids=[f"{file}:{name}" for file, name, _ in LEAVES])
+def test_an_override_changes_one_line(file: str, name: str, value: Any, tmp_path: Path) -> None:
+    """The files stand as DVC writes them, so that it leaves the rest alone, comments included."""
+    other = {str: "other", int: 7, float: 0.25, list: [*value[:-1], 7] if isinstance(value, list) else 0}[type(value)]
+    written = f"[{','.join(map(str, other))}]" if isinstance(other, list) else other
+    removed, added = lines_changed(file, f"{name}={written}", tmp_path)
+    assert len(removed) >= 1 and len(added) == 1
+    assert len(removed) == 1 or removed[0].endswith(">-")  # too long for a line
+    assert removed[0].partition("#")[2] == added[0].partition("#")[2]
+    assert yaml.safe_load((tmp_path / Path(file).name).read_text()) != yaml.safe_load((ROOT / file).read_text())
+
+
+@pytest.mark.parametrize("name", ["mix.snr_db", "mix.test_snr_db", "lora.target_modules"])
+@pytest.mark.parametrize("value", ["[5]", "[clean]", "[1,2,3,4,5,6,7,8,9]", "[-5,2.5]"])
+def test_an_override_of_a_list_changes_its_items_alone(name: str, value: str, tmp_path: Path) -> None:
+    removed, added = lines_changed("params.yaml", f"{name}={value}", tmp_path)
+    assert removed + added and all(line.startswith("  - ") for line in removed + added)

@@ -1,7 +1,5 @@
 import io
-import os
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +8,9 @@ import torch
 from benchmarks.cpu import load_clips
 from benchmarks.transcription import join
 from dqlora.data.audio import BadAudio, to_float32, to_int16
-from dqlora.errors import UserError
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.wav2vec2 import transcribe
-from dqlora.transcription.recogniser import Recogniser, load_recogniser, newest_run, transcribe_file
+from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import cues, text_of
 from tests.conftest import RATE, ROOT, tone, wav_bytes
 
@@ -120,21 +117,3 @@ def test_silence_says_nothing(mini: Recogniser) -> None:
 def test_what_is_no_speech_is_named(file: bytes, reason: str, mini: Recogniser) -> None:
     with pytest.raises(BadAudio, match=reason):
         transcribe_file(mini, io.BytesIO(file))
-
-
-def test_a_model_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for source, message in {
-        None: "no trained adapter; run `dvc repro`",
-        "nowhere": "no such folder; a model on the hub",
-    }.items():
-        with pytest.raises(UserError, match=message):
-            load_recogniser(source, CPU)
-    for number, name in enumerate(("older", "newer")):
-        folder = tmp_path / "models" / name / "adapter"
-        folder.mkdir(parents=True)
-        (folder / "run.json").write_text('{"student": "gone", "quantize": "nf4"}')
-        os.utime(folder / "run.json", (number, number))
-    assert newest_run() == Path("models/newer/adapter")
-    with pytest.raises(UserError, match="its base, gone, is not here"):
-        load_recogniser(None, CPU)

@@ -1,0 +1,66 @@
+"""The table of experiments."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dqlora.errors import UserError
+from dqlora.report.compare import comparison, experiments
+
+FOUND = {"clean.base": 0.0734, "clean.distilled": 0.0804, "noisy.base": 0.7657, "noisy.distilled": 0.5338}
+GAIN = {"wer_reduction": 0.3029, "ci_low": 0.2506, "ci_high": 0.3602}
+SAME = {"seed": 0, "models/mini/adapter": "1234", "stages/train.py": "ab", "typ": "baseline", "Created": "06:12 AM"}
+
+
+def row(name: str | None, file: str = "", **changes: Any) -> dict[str, Any]:
+    """What DVC gives: a metric has its file before its name where several files have it."""
+    metrics = {f"{file}{metric}": value for metric, value in (FOUND | GAIN).items()}
+    return {"Experiment": name, "rev": "workspace", **SAME, **metrics, **changes}
+
+
+def shown(rows: list[dict[str, Any]]) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(comparison(rows))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_a_sweep_fits_a_terminal_and_names_what_it_shows() -> None:
+    rows = [row(None, lambda_distill=1.0), *(row(f"sweep-{value}", lambda_distill=value) for value in (0.3, 0.5, 2.0))]
+    text = shown(rows)
+    assert max(map(len, text.splitlines())) <= 120
+    for part in ("WER clean", "WER noisy", "base", "distilled", "lower in noise", "[interval]", "lambda_distill"):
+        assert part in text
+    [line] = [line for line in text.splitlines() if "sweep-0.5" in line]
+    assert line.split() == ["sweep-0.5", "7.3", "8.0", "76.6", "53.4", "30.3", "[25.1,", "36.0]", "0.5"]
+    assert "seed" not in text and "1234" not in text  # the same in all, and the hash of a dependency
+
+
+def test_presets_keep_their_own_metrics() -> None:
+    rows = [
+        row("mine", "metrics/local/summary.json:", preset="local"),
+        row("theirs", "metrics/mini/summary.json:", preset="mini"),
+    ]
+    for one, other in (rows, rows[::-1]):
+        one |= {name: None for name in other if name not in one}
+    text = shown(rows)
+    assert text.count("76.6") == 2 and "local" in text and "mini" in text
+
+
+def test_what_has_no_metrics_is_left_out_and_what_lacks_one_shows_it() -> None:
+    queued = {**dict.fromkeys(row(None)), "Experiment": "queued"}
+    partial = row("few clips") | {"ci_low": None, "ci_high": None}
+    text = shown([row("whole"), queued, partial])
+    assert "queued" not in text
+    assert "30.3 [-, -]" in text
+
+
+def test_outside_a_project_one_line_says_where_to_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(os.environ, "GIT_CEILING_DIRECTORIES", str(tmp_path))
+    with pytest.raises(UserError, match="run this in the project's folder"):
+        experiments()

@@ -1,0 +1,33 @@
+"""What a stage rejects, written and said."""
+
+from pathlib import Path
+
+import pytest
+
+from dqlora.errors import Rejected
+
+
+def rejected(count: int) -> Rejected:
+    items = Rejected()
+    for number in range(count):
+        items.add("test" if number % 3 else "train", f"clip {number}", f"too long ({number} s): really")
+    return items
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 21, 300])
+def test_all_are_written_and_the_first_named(count: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    items = rejected(count)
+    items.write(tmp_path)
+    assert len((tmp_path / "rejected.csv").read_text().splitlines()) == 1 + count
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == (0 if not count else 1 + min(count, 20) + (count > 20))
+    assert lines[:1] == [f"rejected: {count}"] * (count > 0)
+    assert lines[21:] == [f"  and {count - 20} more, all in rejected.csv"] * (count > 20)
+    assert items.count("train") + items.count("test") == count == sum(items.counts().values())
+
+
+@pytest.mark.parametrize("count", [0, 20, 21, 300])
+def test_no_file_is_named_where_none_is_left(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    rejected(count).show()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[21:] == [f"  and {count - 20} more"] * (count > 20)
