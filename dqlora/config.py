@@ -177,7 +177,8 @@ class Paths:
         self.exported = models / "exported"
         self.gate = models / "gate.json"
         self.checkpoints = models / "checkpoints"
-        self.metrics = root / "metrics"
+        self.metrics = root / "metrics" / preset
+        self.costs = self.metrics / "costs.json"
 
     def teacher_input_audio(self, teacher_input: str) -> Path:
         return {"clean": self.clean, "noisy": self.noisy}[teacher_input]

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dqlora.config import Paths, load_params
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.device import default_device
 from dqlora.errors import run_stage
 from dqlora.models.whisper import Teacher
+from dqlora.progress import ProgressBar
 
 BATCH_SIZE = {"cuda": 512, "cpu": 32}  # the more, the more of them have the same length
 
@@ -16,7 +15,7 @@ BATCH_SIZE = {"cuda": 512, "cpu": 32}  # the more, the more of them have the sam
 def encode_split(teacher: Teacher, audio: RaggedArray, folder: Path, batch_size: int) -> None:
     with (
         RaggedArrayWriter(folder, "float16", teacher.width) as out,
-        tqdm(total=len(audio), desc=f"encode {folder.name}", unit=" clips") as progress,
+        ProgressBar(total=len(audio), desc=f"encode {folder.name}", unit=" clips") as progress,
     ):
         for start in range(0, len(audio), batch_size):
             items = audio.items[start : start + batch_size]

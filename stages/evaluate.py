@@ -1,21 +1,32 @@
-"""Evaluate base student, distilled student and teacher on the same clips: metrics/evaluate.json, plots, predictions."""
+"""Evaluate base student, distilled student and teacher on the same clips: metrics/<preset>, predictions."""
 
 import csv
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dqlora.config import Paths, load_params, load_preset
-from dqlora.data.storage import atomic_directory, read_jsonl, rerun, write_json
+from dqlora.data.audio import to_float32
+from dqlora.data.origin import ORIGIN, amount_used
+from dqlora.data.storage import (
+    RaggedArray,
+    atomic_directory,
+    fingerprint,
+    read_json,
+    read_jsonl,
+    rerun,
+    write_json,
+)
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
 from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
-from dqlora.evaluation.profiling import peak_memory_mb, transcribe_timed
 from dqlora.evaluation.test_set import CLEAN, test_clips
-from dqlora.models.gate import load_distilled
+from dqlora.models.gate import entropy_threshold, load_distilled
 from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
+from dqlora.progress import ProgressBar
 
 SYSTEMS = ("base", "distilled", "teacher")
 
@@ -30,11 +41,39 @@ def teacher_transcripts(path: Path, rows: list[dict[str, Any]]) -> list[str]:
         raise UserError(f"{path}: lacks {' at '.join(error.args[0])}; {way_out}") from None
 
 
+def transcribe_all(student: EncoderCTC, vocabulary: Vocabulary, clips: list[np.ndarray], name: str) -> list[str]:
+    """Transcripts of int16 [samples] each, one clip at a time."""
+    progress = ProgressBar(clips, f"{name} transcribes", unit=" clips")
+    return [transcribe(student, vocabulary, to_float32(clip)) for clip in progress]
+
+
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What experiments are compared by: WER of base and distilled, and how much lower it is in noise."""
+    noisy = metrics["wer_reduction"]["noisy"]
+    wer = {one: {name: metrics[name][one]["wer"] for name in ("base", "distilled")} for one in ("clean", "noisy")}
+    return wer | {"wer_reduction": noisy["relative"], "ci_low": noisy["ci_low"], "ci_high": noisy["ci_high"]}
+
+
+def record_of(paths: Paths, language: str, draws: int, seed: int) -> dict[str, Any]:
+    """What was measured, of which adapter behind which gate, and how its intervals are drawn: for the model card."""
+    return {
+        "adapter": fingerprint(paths.adapter),
+        "entropy_threshold": entropy_threshold(paths.adapter),
+        "language": language,
+        "bootstrap_draws": draws,
+        "seed": seed,
+        "teacher": read_json(paths.teacher / ORIGIN, rerun("fetch_models")),
+        "speech": read_json(paths.clean / ORIGIN, rerun("fetch_speech")),
+        "noise": read_json(paths.noise / ORIGIN, rerun("fetch_noise")),
+        "used": amount_used(RaggedArray(paths.clean / "test"), RaggedArray(paths.noisy / "test")),
+    }
 
 
 def main() -> None:
@@ -47,12 +86,10 @@ def main() -> None:
     teacher_texts = teacher_transcripts(paths.teacher_transcripts / "test.jsonl", rows)
 
     distilled = load_distilled(paths.student, paths.adapter, params.student.quantize, device)
-    distilled_texts, rtf = transcribe_timed(partial(transcribe, distilled, vocabulary), clips, "distilled student")
-    memory = peak_memory_mb()  # of the distilled student: nothing else has been loaded yet
+    distilled_texts = transcribe_all(distilled, vocabulary, clips, "distilled student")
     adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
-    del distilled
     base = EncoderCTC(load_student(paths.student, params.student.quantize, device))
-    base_texts, _ = transcribe_timed(partial(transcribe, base, vocabulary), clips, "base student")
+    base_texts = transcribe_all(base, vocabulary, clips, "base student")
     for row, before, after, teacher in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):
         row |= {"base": before, "distilled": after, "teacher": teacher}
 
@@ -64,13 +101,15 @@ def main() -> None:
         "noisy": relative_wer_reduction(noisy["base"], noisy["distilled"], draws, seed),
         "clean": relative_wer_reduction(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
     }
-    metrics |= {"rtf": rtf, **memory, "adapter_mb": adapter_mb}
+    metrics["adapter_mb"] = adapter_mb
     with atomic_directory(paths.metrics / "test") as folder:
         write_csv(folder / "wer_by_snr.csv", wer_by(rows, "snr_db", SYSTEMS, language))
         write_csv(folder / "wer_by_noise.csv", wer_by(rows, "category", SYSTEMS, language))
         with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        write_json(folder / "record.json", record_of(paths, language, draws, seed))
     write_json(paths.metrics / "evaluate.json", metrics)
+    write_json(paths.metrics / "summary.json", summary_of(metrics))
     for system in SYSTEMS:
         print(
             f"{system:>9}: clean WER {metrics[system]['clean']['wer']:.1%}, noisy {metrics[system]['noisy']['wer']:.1%}"

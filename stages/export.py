@@ -1,4 +1,4 @@
-"""Export the distilled student and measure it again: models/<preset>/exported/{merged,onnx}, metrics/export.json."""
+"""Export the distilled student and score it again: models/<preset>/exported, metrics/<preset>/export.json."""
 
 import sys
 from collections.abc import Callable
@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from dqlora.config import Paths, load_params, load_preset
+from dqlora.data.audio import to_float32
 from dqlora.data.storage import atomic_directory, read_jsonl, rerun, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import run_stage
 from dqlora.evaluation.metrics import metrics_of, score
-from dqlora.evaluation.profiling import transcribe_timed
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.export import OnnxStudent, size_mb, write_exports
 from dqlora.models.gate import entropy_threshold
 from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
+from dqlora.progress import ProgressBar
 
 ALLOWED = 0.005  # of WER that an export may differ from the student it was made of
 
@@ -41,9 +42,8 @@ def main() -> None:
     adapter = metrics_of(score(rows, "distilled", language))
     metrics = {}
     for name, run in students.items():
-        texts, rtf = transcribe_timed(run, clips, name)
-        for row, text in zip(rows, texts, strict=True):
-            row[name] = text
+        for row, clip in zip(rows, ProgressBar(clips, f"{name} transcribes", unit=" clips"), strict=True):
+            row[name] = run(to_float32(clip))
         found = metrics_of(score(rows, name, language))
         differences = {
             condition: found[condition]["wer"] - adapter[condition]["wer"] for condition in ("clean", "noisy")
@@ -53,7 +53,6 @@ def main() -> None:
             "noisy": found["noisy"],
             "wer_difference": differences,
             "size_mb": size_mb(paths.exported / name),
-            "rtf": rtf,
         }
         print(
             f"{name:>6}: {metrics[name]['size_mb']:.1f} MB, clean WER {found['clean']['wer']:.1%}, "

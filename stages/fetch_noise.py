@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from dqlora.config import Noise, Paths, load_params, load_preset
 from dqlora.data.archives import check_archive, extract_archive
@@ -13,8 +12,10 @@ from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to
 from dqlora.data.download import RemoteFile, download_all, read_url_list
 from dqlora.data.mixing import sounding_part
 from dqlora.data.noise import Recording, find_recordings, synthetic_recordings, unused_files
+from dqlora.data.origin import common_address, write_origin
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.progress import ProgressBar
 
 Named = tuple[str, str, np.ndarray]  # id, category, float32 [samples]
 SPLITS = ("test", "train")  # test first: a recording found in both stays out of training
@@ -55,6 +56,11 @@ def source_folder(path: str, paths: Paths) -> Path:
     return Path(path)
 
 
+def address_of(path: str) -> str:
+    """Where the files of a list of URLs come from; empty for other noise."""
+    return common_address([file.url for file in read_url_list(Path(path))]) if path.endswith(".csv") else ""
+
+
 def main() -> None:
     params = load_params()
     noise = load_preset(params.preset).noise
@@ -66,9 +72,10 @@ def main() -> None:
     if source and (unused := unused_files(source)):
         more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
         print(f"not used, by their names no recordings: {len(unused)} ({', '.join(unused[:NAMED])}{more})")
+    amounts: dict[str, dict[str, float]] = {}
     with atomic_directory(paths.noise) as out:
         for split in SPLITS:
-            wanted, written = getattr(noise.recordings, split), 0
+            wanted, written, samples_written = getattr(noise.recordings, split), 0, 0
             recordings = (
                 recorded(found[split], split, noise.seconds, rejected)
                 if source
@@ -76,7 +83,7 @@ def main() -> None:
             )
             with (
                 RaggedArrayWriter(out / split, "int16") as writer,
-                tqdm(desc=f"noise {split}", unit=" recordings") as progress,
+                ProgressBar(desc=f"noise {split}", unit=" recordings", leave=False) as progress,
             ):
                 for name, category, samples in recordings:
                     stored = to_int16(samples * (PEAK / np.abs(samples).max()))
@@ -87,12 +94,16 @@ def main() -> None:
                     contents[content] = f"{split}/{name}"
                     writer.append(stored, id=name, category=category)
                     written += 1
+                    samples_written += len(stored)
                     progress.update()
                     if written == wanted:
                         break
+            print(f"{split}: {written} recordings, {rejected.count(split)} rejected")
             if not written:
-                rejected.write(out)
+                rejected.show()
                 raise UserError(f"noise.path: {noise.path}: no usable recording in {split} (reasons above)")
+            amounts[split] = {"recordings": written, "seconds": samples_written / SAMPLE_RATE}
+        write_origin(out, noise.path, "noise", None, address=address_of(noise.path), **amounts)
         rejected.write(out)
 
 

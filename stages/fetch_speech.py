@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from dqlora.config import Paths, Speech, load_params, load_preset
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
-from dqlora.data.corpus import Clip, read_clips
+from dqlora.data.corpus import Clip, commit_of, read_clips
 from dqlora.data.fleurs import DamagedError
 from dqlora.data.layouts import SPLITS
+from dqlora.data.origin import labels_of, write_origin
 from dqlora.data.storage import RaggedArrayWriter, atomic_directory
 from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.progress import ProgressBar
 
 
 def fetch_split(
@@ -23,15 +23,15 @@ def fetch_split(
     vocabulary: Vocabulary,
     held_out: set[str],
     rejected: Rejected,
-) -> tuple[set[str], float]:
-    """Write one split; returns its sentences and its seconds. Sentences in `held_out` are rejected."""
+) -> set[str]:
+    """Write one split and say how much it is; returns its sentences. Sentences in `held_out` are rejected."""
     wanted = getattr(speech.clips, split)
     ids: set[str] = set()
     sentences: set[str] = set()
     samples_written = 0
     with (
         RaggedArrayWriter(folder, "int16") as out,
-        tqdm(total=wanted, desc=f"speech {split}", unit=" clips") as progress,
+        ProgressBar(desc=f"speech {split}", unit=" clips", leave=False) as progress,
     ):
         for clip in clips:
             try:
@@ -56,7 +56,9 @@ def fetch_split(
             progress.update()
             if len(ids) == wanted:
                 break
-    return sentences, samples_written / SAMPLE_RATE
+    minutes = samples_written / SAMPLE_RATE / 60
+    print(f"{split}: {len(ids)} clips, {minutes:.1f} min, {rejected.count(split)} rejected")
+    return sentences
 
 
 def fetch(speech: Speech, paths: Paths, seed: int) -> None:
@@ -67,14 +69,14 @@ def fetch(speech: Speech, paths: Paths, seed: int) -> None:
     with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
             clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
-            sentences, seconds = fetch_split(clips, speech, split, folder / split, vocabulary, held_out, rejected)
+            sentences = fetch_split(clips, speech, split, folder / split, vocabulary, held_out, rejected)
             if not sentences:
-                rejected.write(folder)
+                rejected.show()
                 reasons = [reason for of, _, reason in rejected.items if of == split]
                 why = f"all {len(reasons)} were rejected, the first: {reasons[0]}" if reasons else "it has no rows"
                 raise UserError(f"speech.path: {speech.path}: no usable clip in {split}: {why}")
             held_out |= sentences
-            print(f"{split}: {len(sentences)} sentences, {seconds / 60:.1f} min")
+        write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)
 
 

@@ -13,12 +13,12 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from tqdm import tqdm
 
 from dqlora.config import Mix, Paths, load_params
 from dqlora.data.mixing import mix_int16
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import run_stage
+from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 
 NOISE_SPLIT = {"train": "train", "validation": "train", "test": "test"}
@@ -57,7 +57,8 @@ def mix_split(split: str, settings: Mix, seed: int, paths: Paths, workers: int) 
     utterances = [item["id"] for item in RaggedArray(clean).items]
     mix_one = partial(versions_of, split=split, settings=settings, seed=seed, clean=clean, noise=noise)
     with ProcessPoolExecutor(workers) as pool:
-        for versions in tqdm(pool.map(mix_one, utterances, chunksize=8), f"mix {split}", len(utterances), unit=" utt"):
+        clips = pool.map(mix_one, utterances, chunksize=8)
+        for versions in ProgressBar(clips, f"mix {split}", len(utterances), unit=" clips"):
             yield from versions
 
 

@@ -1,4 +1,4 @@
-"""Write the report, one page to look at and listen to: metrics/report.html."""
+"""Write the report, one page to look at and listen to: metrics/<preset>/report.html."""
 
 import csv
 import math
@@ -80,6 +80,7 @@ def main() -> None:
             bootstrap_draws=params.evaluate.bootstrap_draws,
         ),
         evaluate=read_json(paths.metrics / "evaluate.json", rerun("evaluate")),
+        costs=read_metrics(paths.costs, "profile"),
         train=read_metrics(paths.metrics / "train.json", "train"),
         teacher=read_metrics(paths.metrics / "teacher.json", "train_teacher_head"),
         loss=read_curve(curves / "train_loss.tsv"),

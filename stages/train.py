@@ -1,4 +1,4 @@
-"""Distil-train the student on noisy speech: models/<preset>/adapter, metrics/train.json, curves.
+"""Distil-train the student on noisy speech: models/<preset>/adapter, metrics/<preset>/train.json, curves.
 
 On several GPUs: accelerate launch --num_processes 2 -m stages.train
 """
@@ -12,7 +12,16 @@ from accelerate import Accelerator
 from dvclive import Live
 
 from dqlora.config import Paths, load_params, load_preset
-from dqlora.data.storage import RaggedArray, atomic_directory, fingerprint, loaded_sources, write_json
+from dqlora.data.origin import ORIGIN, amount_used
+from dqlora.data.storage import (
+    RaggedArray,
+    atomic_directory,
+    fingerprint,
+    loaded_sources,
+    read_json,
+    rerun,
+    write_json,
+)
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, run_stage
 from dqlora.evaluation.profiling import peak_memory_mb
@@ -37,7 +46,9 @@ class Curves:
             if math.isfinite(point[name]):
                 self._live.log_metric(name, point[name])
 
-    def close(self) -> None:
+    def close(self, costs: dict[str, float]) -> None:
+        """Write what differs from run to run to metrics.json beside the points, which neither DVC nor git tracks."""
+        self._live.summary |= costs
         self._live.end()
 
 
@@ -73,13 +84,25 @@ def training_metrics(progress: Progress, model: torch.nn.Module, rejected: Rejec
     return {
         "steps": progress.step,
         "best_step": progress.best_step,
-        "seconds": progress.seconds,
-        "rtfx": progress.audio_seconds / progress.seconds,
+        "skipped_steps": len(progress.skipped),
         "trainable_parameters": trainable,
         "trainable_ratio": trainable / base_of(model).num_parameters(),
-        **peak_memory_mb(),
         "best_validation_wer": progress.best_wer,
         "rejected": {"total": len(rejected.items), **rejected.counts()},
+    }
+
+
+def origins_and_amounts(paths: Paths, rejected: Rejected) -> dict[str, Any]:
+    """What the adapter was made of: base, speech and noise, and how much of each split was used."""
+    amounts = {}
+    for split in ("train", "validation"):
+        left_out = {name for of, name, _ in rejected.items if of == split}
+        amounts[split] = amount_used(RaggedArray(paths.clean / split), RaggedArray(paths.noisy / split), left_out)
+    return {
+        "base": read_json(paths.student / ORIGIN, rerun("fetch_models")) | {"digest": fingerprint(paths.student)},
+        "speech": read_json(paths.clean / ORIGIN, rerun("fetch_speech")),
+        "noise": read_json(paths.noise / ORIGIN, rerun("fetch_noise")),
+        "used": amounts,
     }
 
 
@@ -111,12 +134,28 @@ def main() -> None:
     accelerator.end_training()
     if curves is None:
         return
+    if progress.skipped:
+        print(f"skipped, since their gradient was not finite: steps {', '.join(map(str, progress.skipped))}")
+    blocks = {"lora": params.lora, "distill": params.distill, "train": params.train, "budget": preset.budget}
     with atomic_directory(paths.adapter) as folder:
         model.save_pretrained(folder)
-        write_json(folder / "run.json", {"student": str(paths.student), "quantize": params.student.quantize})
+        run = {
+            "student": str(paths.student),
+            "quantize": params.student.quantize,
+            "adapt": params.student.adapt,
+            "language": data.language,
+            "seed": params.seed,
+            "lambda_distill": params.lambda_distill,
+            "learns_from": None if target is None else "teacher" if target.uses_whisper else "base",
+            "steps": progress.step,
+            "best_step": progress.best_step,
+            **{name: block.model_dump() for name, block in blocks.items()},
+            **origins_and_amounts(paths, rejected),
+        }
+        write_json(folder / "run.json", run)
         rejected.write(folder)
     write_json(paths.metrics / "train.json", training_metrics(progress, model, rejected))
-    curves.close()
+    curves.close({"seconds": progress.seconds, "rtfx": progress.audio_seconds / progress.seconds, **peak_memory_mb()})
     checkpoint.unlink(missing_ok=True)
 
 

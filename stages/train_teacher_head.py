@@ -1,9 +1,6 @@
 """Train the head that predicts the student's tokens from Whisper's features: models/<preset>/teacher_head."""
 
-import time
-
 import torch
-from tqdm import tqdm
 from transformers import Wav2Vec2Config
 
 from dqlora.config import Paths, load_params, load_preset
@@ -18,6 +15,7 @@ from dqlora.evaluation.metrics import count_errors
 from dqlora.models.alignment import student_frames_at
 from dqlora.models.teacher_head import TeacherHead, load_head, save_head, transcribe_head
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
+from dqlora.progress import ProgressBar
 from dqlora.seeding import seed_torch
 from dqlora.training.head_loop import train_head
 
@@ -30,7 +28,7 @@ def base_logits(paths: Paths, quantize: str, device: torch.device) -> dict[str, 
     lengths = {item["utterance"]: item["length"] for item in features.items}
     targets = {}
     with torch.inference_mode():
-        for name, length in tqdm(lengths.items(), "student transcribes clean speech", unit=" clips"):
+        for name, length in ProgressBar(lengths.items(), "student transcribes clean speech", unit=" clips"):
             cnn = cnn_features(model, to_float32(clean[name]))
             logits = student(cnn[None], torch.tensor([len(cnn)], device=device))[0]
             targets[name] = logits[student_frames_at(model.config, len(cnn), length)].half().cpu()
@@ -89,7 +87,6 @@ def main() -> None:
     targets = base_logits(paths, params.student.quantize, device) if settings.frame_sync_weight and steps else {}
     training = load_examples(paths, "train", vocabulary, targets, rejected)
     validation = load_examples(paths, "validation", vocabulary, {}, rejected)
-    started = time.perf_counter()
     seed_torch(params.seed, "head")
     head = start_head(paths, settings, training[0].features.shape[1], tokens, device)
     train_head(head, training, vocabulary.blank, settings, steps, preset.budget.batch_seconds, params.seed)
@@ -106,7 +103,6 @@ def main() -> None:
         {
             "head": {"wer": errors.wer, "cer": errors.cer},
             "steps": steps,
-            "seconds": time.perf_counter() - started,
             "rejected": len(rejected.items),
         },
     )

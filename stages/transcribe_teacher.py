@@ -2,8 +2,6 @@
 
 import json
 
-from tqdm import tqdm
-
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
 from dqlora.data.storage import atomic_directory
@@ -11,6 +9,7 @@ from dqlora.device import default_device
 from dqlora.errors import run_stage
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.whisper import Teacher
+from dqlora.progress import ProgressBar
 
 BATCH_SIZE = {"cuda": 64, "cpu": 8}
 
@@ -24,7 +23,7 @@ def main() -> None:
     with (
         atomic_directory(paths.teacher_transcripts) as folder,
         (folder / "test.jsonl").open("w", encoding="utf-8") as file,
-        tqdm(total=len(clips), desc="teacher transcribes", unit=" clips") as progress,
+        ProgressBar(total=len(clips), desc="teacher transcribes", unit=" clips") as progress,
     ):
         for start in range(0, len(clips), batch_size):
             batch = [to_float32(clip) for clip in clips[start : start + batch_size]]

@@ -6,22 +6,21 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dqlora.data.audio import SAMPLE_RATE, to_float32
+from dqlora.progress import ProgressBar
 
 
-def transcribe_timed(
-    transcribe: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str
-) -> tuple[list[str], float]:
-    """Transcripts one clip at a time, and RTF: seconds of computing per second of audio, after a first clip unmeasured.
+def real_time_factor(transcribe: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str) -> float:
+    """Seconds of computing per second of audio, one clip (int16 [samples]) at a time, after a first one unmeasured.
 
     `transcribe` gives the text of float32 [samples].
     """
     transcribe(to_float32(clips[0]))
     started = time.perf_counter()
-    texts = [transcribe(to_float32(clip)) for clip in tqdm(clips, f"{name} transcribes", unit=" clips")]
-    return texts, (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
+    for clip in ProgressBar(clips, f"{name} transcribes", unit=" clips"):
+        transcribe(to_float32(clip))
+    return (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
 
 
 def peak_memory_mb() -> dict[str, float]:

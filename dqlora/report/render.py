@@ -15,7 +15,7 @@ from dqlora.data.audio import SAMPLE_RATE
 from dqlora.evaluation.metrics import CONFIDENCE
 from dqlora.evaluation.results import (
     CLEAN,
-    FEWEST_UTTERANCES,
+    FEWEST_SENTENCES,
     SYSTEMS,
     Estimate,
     Row,
@@ -56,6 +56,7 @@ class Inputs:
 
     settings: RunSettings
     evaluate: dict[str, Any]
+    costs: dict[str, Any]
     train: dict[str, Any]
     teacher: dict[str, Any]
     loss: Curve
@@ -88,6 +89,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         confidence=CONFIDENCE,
         systems=SYSTEMS,
         evaluate=lambda name: metric(inputs.evaluate, name),
+        costs=lambda name: metric(inputs.costs, name),
         train=lambda name: metric(inputs.train, name),
         teacher=lambda name: metric(inputs.teacher, name),
         overall={
@@ -99,7 +101,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         utterances=len({row["id"] for row in rows}),
         conditions=in_order,
         categories=categories,
-        fewest=FEWEST_UTTERANCES,
+        fewest=FEWEST_SENTENCES,
         legend=legend(),
         snr_chart=snr_chart(in_order) if in_order else None,
         noise_chart=noise_chart(categories) if categories else None,

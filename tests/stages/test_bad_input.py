@@ -247,3 +247,36 @@ def test_a_head_for_another_teacher_is_refused(project: Path) -> None:
         UserError, match=r"the student has 32 and the teacher 512: set the preset's teacher_head\.path: scratch"
     ):
         start_head(paths, settings, width=512, vocabulary=32, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("bad", [0, 1, 30])
+def test_each_split_says_how_many_clips_it_has(
+    bad: int, local: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same number that the later stages count; of the rejected ones, too, and no bar in a log."""
+    for number in range(bad):
+        add(speech / "train", f"bad-{number}.wav", b"", "an empty file")
+    fetch_speech.main()
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert lines[:3] == [
+        "test: 2 clips, 0.1 min, 0 rejected",
+        "validation: 2 clips, 0.1 min, 0 rejected",
+        f"train: 3 clips, 0.1 min, {bad} rejected",
+    ]
+    assert lines[3:4] == [f"rejected: {bad}"] * (bad > 0)
+    assert captured.err == ""
+
+
+def test_a_stage_that_fails_names_no_file_that_goes(
+    local: Path, speech: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(2):
+        (speech / "test" / f"test-{number}.wav").write_bytes(b"")
+    for number in range(30):
+        add(speech / "test", f"bad-{number}.wav", b"", "an empty file")
+    with pytest.raises(UserError, match="no usable clip in test: all 32 were rejected, the first: empty file"):
+        fetch_speech.main()
+    said = capsys.readouterr().out
+    assert "rejected: 32\n  test/test-0.wav: empty file\n" in said and "  and 12 more\n" in said
+    assert not (local / "data/local/clean").exists()

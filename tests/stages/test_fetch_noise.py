@@ -15,7 +15,7 @@ from dqlora.data.noise import find_recordings
 from dqlora.data.storage import RaggedArray
 from dqlora.errors import UserError
 from stages import fetch_noise
-from stages.fetch_noise import source_folder
+from stages.fetch_noise import address_of, source_folder
 from tests.conftest import RATE, write_noise
 
 
@@ -47,6 +47,12 @@ def test_a_list_of_urls_becomes_a_folder_and_its_checksums_bind(address: str, tm
     (paths.downloads / "noise/test/fan_1.wav").unlink()
     with pytest.raises(UserError, match=r"fan_1\.wav"):
         source_folder(str(tmp_path / "list.csv"), paths)
+
+
+def test_the_address_of_a_list_is_told_and_its_query_is_not(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("split,url\ntrain,https://me:pw@example.org/a/1.wav?key=1\n")
+    assert address_of(str(tmp_path / "list.csv")) == "https://example.org/a/"
+    assert address_of(str(tmp_path)) == ""
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,6 +39,7 @@ STAGES = (
     "transcribe_teacher",
     "evaluate",
     "export",
+    "profile",
     "report",
 )
 OUTPUTS = {
@@ -52,9 +54,10 @@ OUTPUTS = {
     "train": "models/fleurs/adapter",
     "fit_gate": "models/fleurs/gate.json",
     "transcribe_teacher": "data/fleurs/teacher_transcripts",
-    "evaluate": "metrics/test",
+    "evaluate": "metrics/fleurs/test",
     "export": "models/fleurs/exported",
 }
+CHANGING = {"profile": "metrics/fleurs/costs.json", "report": "metrics/fleurs/report.html"}  # with every run
 ENVIRONMENT = {
     **os.environ,
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -200,7 +203,7 @@ def test_every_artifact_is_there(project: Path) -> None:
     student = Wav2Vec2ForCTC.from_pretrained(project / "models/fleurs/pretrained/student")
     PeftModel.from_pretrained(student, project / "models/fleurs/adapter")
     made = json.loads((project / "models/fleurs/adapter/run.json").read_text())
-    assert made == {"student": "models/fleurs/pretrained/student", "quantize": "nf4"}
+    assert (made["student"], made["quantize"]) == ("models/fleurs/pretrained/student", "nf4")
     gate = json.loads((project / "models/fleurs/gate.json").read_text())
     assert list(gate) == ["entropy_threshold"]
     assert 0 < gate["entropy_threshold"] < math.log(32)  # nats a frame of 32 tokens
@@ -210,7 +213,7 @@ def test_every_artifact_is_there(project: Path) -> None:
         assert {item["id"] for item in features.items} == {item["id"] for item in mixtures.items}
     targets, clean = RaggedArray(project / "data/fleurs/targets"), RaggedArray(project / "data/fleurs/clean/train")
     assert {item["id"] for item in targets.items} == {item["id"] for item in clean.items}
-    assert (project / "metrics/report.html").stat().st_size > 10_000
+    assert (project / "metrics/fleurs/report.html").stat().st_size > 10_000
 
 
 def test_a_stage_reads_nothing_that_it_does_not_depend_on(project: Path) -> None:
@@ -223,26 +226,37 @@ def test_a_stage_reads_nothing_that_it_does_not_depend_on(project: Path) -> None
         own = [entry for kind in ("outs", "metrics", "plots") for entry in pipeline[stage].get(kind, [])]
         known = [next(iter(entry)) if isinstance(entry, dict) else entry for entry in own + pipeline[stage]["deps"]]
         known = [each.replace("${preset}", "fleurs").replace("${teacher_input}", "clean") for each in known]
-        known += ["presets/fleurs.yaml", "models/fleurs/checkpoints", "metrics/curves"]
+        known += ["presets/fleurs.yaml", "models/fleurs/checkpoints", "metrics/fleurs/curves"]
         known += ["data/fleurs/downloads", "presets/fleurs.sha256"]
         unfinished = ".tmp-" in path  # of the stage's own output
         assert unfinished or any(f"{path}/".startswith(f"{each}/") for each in known), line
 
 
 def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
-    evaluate = json.loads((project / "metrics/evaluate.json").read_text())
+    evaluate = json.loads((project / "metrics/fleurs/evaluate.json").read_text())
     for system in ("base", "distilled", "teacher"):
         assert set(evaluate[system]) == {"clean", "noisy", "snr"}
         assert set(evaluate[system]["snr"]) == {"10", "5", "0"}
         assert set(evaluate[system]["clean"]) == {"wer", "cer"}
         mean = sum(one["wer"] for one in evaluate[system]["snr"].values()) / 3
         assert evaluate[system]["noisy"]["wer"] == pytest.approx(mean)
-    memory = {"peak_rss_mb", "peak_gpu_mb"}
     for condition in ("noisy", "clean"):
         assert set(evaluate["wer_reduction"][condition]) == {"relative", "ci_low", "ci_high"}
-    assert set(evaluate) == {"base", "distilled", "teacher", "wer_reduction", "rtf", "adapter_mb"} | memory
-    train = json.loads((project / "metrics/train.json").read_text())
-    assert {"steps", "seconds", "rtfx", "trainable_parameters", "trainable_ratio", "rejected"} | memory <= set(train)
+    assert set(evaluate) == {"base", "distilled", "teacher", "wer_reduction", "adapter_mb"}
+    train = json.loads((project / "metrics/fleurs/train.json").read_text())
+    assert {"steps", "trainable_parameters", "trainable_ratio", "rejected"} <= set(train)
+    memory = {"peak_rss_mb", "peak_gpu_mb"}
+    costs = json.loads((project / "metrics/fleurs/costs.json").read_text())
+    assert {name: set(found) for name, found in costs.items()} == {
+        "distilled": {"rtf"} | memory, "merged": {"rtf"}, "onnx": {"rtf"}
+    }  # fmt: skip
+    training = json.loads((project / "metrics/fleurs/curves/metrics.json").read_text())
+    assert {"seconds", "rtfx"} | memory <= set(training)
+    summary = json.loads((project / "metrics/fleurs/summary.json").read_text())
+    assert summary["noisy"] == {name: evaluate[name]["noisy"]["wer"] for name in ("base", "distilled")}
+    assert summary["clean"] == {name: evaluate[name]["clean"]["wer"] for name in ("base", "distilled")}
+    reduction = evaluate["wer_reduction"]["noisy"]
+    assert [summary[name] for name in ("wer_reduction", "ci_low", "ci_high")] == list(reduction.values())
 
     def leaves(value: object) -> Iterator[object]:
         if isinstance(value, dict):
@@ -251,8 +265,12 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
         else:
             yield value
 
-    assert all(isinstance(leaf, int | float) for metrics in (evaluate, train) for leaf in leaves(metrics))
-    predictions = [json.loads(line) for line in (project / "metrics/test/predictions.jsonl").read_text().splitlines()]
+    assert all(
+        isinstance(leaf, int | float) for metrics in (evaluate, train, summary, costs) for leaf in leaves(metrics)
+    )
+    predictions = [
+        json.loads(line) for line in (project / "metrics/fleurs/test/predictions.jsonl").read_text().splitlines()
+    ]
     assert len(predictions) == 3 * 4
     assert {"id", "condition", "reference", "base", "distilled", "teacher"} <= set(predictions[0])
 
@@ -260,17 +278,68 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
 def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: Path) -> None:
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     ended = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
-    assert stages_run(ended.stdout) == ["train", "evaluate", "export", "report"]
-    assert "train" in run("dvc", "metrics", "diff", folder=project).stdout
-    shown = json.loads(run("dvc", "exp", "show", "--json", folder=project).stdout)
-    assert "0.5" in json.dumps(shown)
+    assert stages_run(ended.stdout) == ["train", "evaluate", "export", "profile", "report"]
+    assert "clean.base" in run("dvc", "metrics", "show", folder=project).stdout
+    evaluated = run("dvc", "metrics", "diff", "--targets", "metrics/fleurs/evaluate.json", "--all", folder=project)
+    assert "base.snr.10.wer" in evaluated.stdout
+    shown = run("dvc", "exp", "show", "--only-changed", "--drop", "/|Created", "--no-pager", folder=project).stdout
+    assert "lambda_distill" in shown and max(map(len, shown.splitlines())) <= 120
+    compared = run("dqlora", "compare", folder=project, COLUMNS="120").stdout
+    for text in ("WER clean", "WER noisy", "base", "distilled", "[interval]", "lambda_distill", " 0.5 ", " 1.0 "):
+        assert text in compared
+    assert max(map(len, compared.splitlines())) <= 120
     run("dvc", "plots", "show", folder=project)
     assert (project / "dvc_plots/index.html").exists()
     restore(project)
 
 
+def test_an_experiment_may_stop_at_evaluate(project: Path) -> None:
+    assert experiment(project, "-S", "lambda_distill=2", "evaluate") == ["train", "evaluate"]
+
+
+def test_the_same_commit_run_again_changes_nothing_in_git(project: Path) -> None:
+    """But for two hashes in dvc.lock, of what costs and report are; and those take nothing with them."""
+    for stage in ("evaluate", "profile", "report"):
+        run("dvc", "repro", "--force", "--single-item", stage, folder=project)
+    assert run("git", "status", "--porcelain", folder=project).stdout.split() in ([], ["M", "dvc.lock"])
+    changed = run("git", "diff", "--unified=0", "dvc.lock", folder=project).stdout
+    assert len([line for line in changed.splitlines() if line.startswith("+ ")]) <= 2 * 3  # md5 and size, out and dep
+    for path in CHANGING.values():
+        (project / path).unlink()
+    run("git", "checkout", "-q", ".", folder=project)
+    shutil.rmtree(project / ".dvc/cache/files/md5" / hash_in_lock(project, CHANGING["profile"])[:2])
+    assert set(stages_run(run("dvc", "repro", folder=project).stdout)) <= set(CHANGING)
+    run("git", "commit", "-qam", "costs of this machine", folder=project)
+
+
+def test_presets_lie_side_by_side_and_there_is_a_way_back(project: Path, made: dict[str, dict[str, str]]) -> None:
+    """The lines of README.md."""
+    metrics = contents(project / "metrics/fleurs")
+    shutil.copy(project / "presets/fleurs.yaml", project / "presets/mine.yaml")
+    wrong = ("-S", "preset=mine", "-S", "presets/mine.yaml:speech.path=/nowhere")
+    failed = run("dvc", "exp", "run", *wrong, "fetch_speech", folder=project, check=False)
+    assert failed.returncode and "/nowhere" in failed.stderr + failed.stdout
+    assert "preset: mine" in (project / "params.yaml").read_text()  # a failed override stays
+    run("dvc", "checkout", "-q", "--allow-missing", folder=project)  # as `dvc exp run` of all stages begins
+    assert not (project / "data/fleurs/noisy/train").exists()
+    tracked = [
+        name for name in metrics if name.endswith((".json", ".tsv")) and name != "costs.json" and "test/" not in name
+    ]
+    assert {name: metrics[name] for name in tracked}.items() <= contents(project / "metrics/fleurs").items()
+    run("git", "checkout", "-q", ".", folder=project)
+    assert stages_run(run("dvc", "repro", folder=project).stdout) == []
+    assert {stage: contents(project / output) for stage, output in OUTPUTS.items()} == made
+    assert contents(project / "metrics/fleurs") == metrics
+    (project / "presets/mine.yaml").unlink()
+
+
+def hash_in_lock(project: Path, path: str) -> str:
+    stages = yaml.safe_load((project / "dvc.lock").read_text())["stages"].values()
+    return next(out["md5"] for stage in stages for out in stage["outs"] if out["path"] == path)
+
+
 def test_another_gate_trains_nothing(project: Path) -> None:
-    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", "evaluate", "export", "report"]
+    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", "evaluate", "export", "profile", "report"]
 
 
 def test_another_teacher_head_trains_no_student_whose_target_is_not_made_of_it(project: Path) -> None:
@@ -307,8 +376,37 @@ def test_push_and_pull_restore_every_output(project: Path, made: dict[str, dict[
     run("dvc", "remote", "add", "-d", "here", str(tmp_path / "remote"), folder=clone)
     run("dvc", "pull", "-q", folder=clone)
     assert {stage: contents(clone / output) for stage, output in OUTPUTS.items()} == made
-    assert (clone / "metrics/report.html").read_bytes() == (project / "metrics/report.html").read_bytes()
+    assert (clone / "metrics/fleurs/report.html").read_bytes() == (project / "metrics/fleurs/report.html").read_bytes()
     run("dvc", "remote", "remove", "here", folder=project)
+
+
+def test_contributing_holds_word_by_word(project: Path) -> None:
+    """Every code block of CONTRIBUTING.md goes where its first line says, every command is run; of this preset."""
+    shutil.copytree(ROOT / "tests", project / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    preset = yaml.safe_load((project / "presets/fleurs.yaml").read_text())
+    preset["noise"] |= {"path": "synthetic", "seconds": 1}
+    (project / "presets/fleurs.yaml").write_text(yaml.safe_dump(preset))
+    ran = []
+    for language, block in re.findall(r"^```(\w+)\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(), re.M | re.S):
+        if language == "bash":
+            for line in block.replace("presets/mini.yaml", "presets/fleurs.yaml").splitlines():
+                run(*shlex.split(line, comments=True), folder=project)
+                ran.append(line)
+            continue
+        name = block.split("\n", 1)[0].removeprefix("# ").partition(":")[0]
+        path = project / name
+        if language == "yaml":
+            path.write_text(path.read_text().replace("stages:\n", f"stages:\n{block}\n", 1))
+        else:
+            path.write_text((path.read_text() if path.exists() else "") + f"\n\n{block}")
+    assert len(ran) >= 4
+    assert set(json.loads((project / "metrics/fleurs/words.json").read_text())) == {"train", "validation", "test"}
+    assert json.loads((project / "models/fleurs/adapter/run.json").read_text())["distill"]["target"] == "doubled_logits"
+    assert "drips" in {item["category"] for item in RaggedArray(project / "data/fleurs/noise/train").items}
+    shutil.rmtree(project / "tests")
+    (project / "stages/count_words.py").unlink()
+    (project / "metrics/fleurs/words.json").unlink()
+    restore(project)
 
 
 KILLED = """
@@ -341,7 +439,7 @@ def kill_at(event: str, part: str, project: Path, stage: str, times: int = 1) ->
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, dict[str, str]], stage: str) -> None:
     """kill -9 while the output is being written; then the same command ends with the same bytes."""
-    output = project / OUTPUTS.get(stage, "metrics/report.html")
+    output = project / (OUTPUTS | CHANGING)[stage]
     shutil.rmtree(output) if output.is_dir() else output.unlink()
     temporary = f".{output.name}.tmp-"
     if stage == "train":
@@ -355,7 +453,7 @@ def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, 
     again = run("dvc", "repro", "--force", "--single-item", stage, folder=project)
     if stage == "train":
         assert "training goes on from step" in again.stdout
-    if stage != "report":
+    if stage not in CHANGING:
         assert contents(output) == made[stage]
     assert output.exists()
     assert not list(output.parent.glob(".*.tmp-*"))

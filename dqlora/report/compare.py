@@ -1,0 +1,68 @@
+"""Experiments side by side: the headline metrics of each, and the parameters in which they differ."""
+
+from typing import Any
+
+from dvc.api import exp_show
+from dvc.exceptions import DvcException
+from rich import box
+from rich.table import Table
+
+from dqlora.errors import UserError, first_line
+
+METRICS = ("clean.base", "clean.distilled", "noisy.base", "noisy.distilled", "wer_reduction", "ci_low", "ci_high")
+ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
+
+Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat names of metrics, parameters and deps
+
+
+def experiments(commits: int = 1) -> list[Row]:
+    """The workspace, the newest `commits` and the experiments that began from them.
+
+    Raises
+    ------
+    UserError
+        if this is no project under DVC and git.
+    """
+    try:
+        return exp_show(num=commits)
+    except DvcException as error:
+        raise UserError(f"no experiments to compare ({first_line(error)}); run this in the project's folder") from None
+
+
+def comparison(rows: list[Row]) -> Table:
+    """One line an experiment that has metrics: WERs and interval in %, then the parameters that differ."""
+    shown = [(row, _metrics(row)) for row in rows]
+    shown = [(row, metrics) for row, metrics in shown if metrics]
+    differing = [
+        name for name in rows[0] if _is_parameter(name) and len({_text(row.get(name)) for row, _ in shown}) > 1
+    ]
+    table = Table(box=box.SIMPLE_HEAD, caption="WER in %; 95 % interval of a paired bootstrap", caption_justify="left")
+    table.add_column("experiment", no_wrap=True)
+    for condition in ("clean", "noisy"):
+        table.add_column(f"WER {condition}:\nbase", justify="right")
+        table.add_column("\ndistilled", justify="right")
+    table.add_column("lower in noise by\n\\[interval]", justify="right")
+    for name in differing:
+        table.add_column(name.rpartition(":")[2].replace(".", ".\n"), justify="right")
+    for row, metrics in shown:
+        wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
+        gain = f"{wer[4]} \\[{wer[5]}, {wer[6]}]"
+        name = row["Experiment"] or row["rev"]
+        table.add_row(name, *wer[:4], gain, *(_text(row.get(name)) for name in differing))
+    return table
+
+
+def _metrics(row: Row) -> dict[str, float]:
+    """By their names in summary.json: DVC puts the file before a name that several presets have."""
+    named = {name.rpartition(":")[2]: value for name, value in row.items() if value is not None}
+    return {name: named[name] for name in METRICS if isinstance(named.get(name), float)}
+
+
+def _is_parameter(name: str) -> bool:
+    """Neither a metric nor the hash of a dependency, which is a path."""
+    key = name.rpartition(":")[2]
+    return key not in METRICS and name not in ABOUT and "/" not in key and not key.endswith((".py", ".j2", ".csv"))
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else str(value)
