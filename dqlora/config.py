@@ -17,6 +17,11 @@ class Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Silence(Block):
+    ratio: Annotated[float, Field(ge=0, le=1)]
+    seconds: Annotated[float, Field(ge=0, le=10)]
+
+
 class Mix(Block):
     copies: Positive
     snr_db: list[Decibels | Literal["clean"]] = Field(min_length=1)
@@ -145,6 +150,7 @@ class Params(Block):
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)]
     lambda_distill: Annotated[float, Field(ge=0, le=100)]
     teacher_input: Literal["clean", "noisy"]
+    silence: Silence
     mix: Mix
     teacher_head: TeacherHead
     student: Student

@@ -1,10 +1,13 @@
 """Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
-from dqlora.config import Paths, Speech, load_params, load_preset
-from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
+import numpy as np
+
+from dqlora.config import Paths, Silence, Speech, load_params, load_preset
+from dqlora.data.audio import MAX_SECONDS, SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
 from dqlora.data.corpus import Clip, commit_of, read_clips
 from dqlora.data.fleurs import DamagedError
 from dqlora.data.layouts import SPLITS
@@ -13,18 +16,33 @@ from dqlora.data.storage import RaggedArrayWriter, atomic_directory
 from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.progress import ProgressBar
+from dqlora.seeding import generator_for
+
+
+def pad_with_silence(silence: Silence, seed: int, samples: np.ndarray, clip: str) -> np.ndarray:
+    """A clip, float32 [samples], with silence of random length at its ends, or as it was; at most MAX_SECONDS."""
+    generator = generator_for(seed, "silence", clip)
+    if generator.random() >= silence.ratio:
+        return samples
+    room = max(0.0, MAX_SECONDS - len(samples) / SAMPLE_RATE)
+    before, after = generator.uniform(0.0, min(silence.seconds, room / 2), 2) * SAMPLE_RATE
+    return np.pad(samples, (int(before), int(after)))
 
 
 def fetch_split(
     clips: Iterator[Clip],
     speech: Speech,
+    pad: Callable[[np.ndarray, str], np.ndarray],
     split: str,
     folder: Path,
     vocabulary: Vocabulary,
     held_out: set[str],
     rejected: Rejected,
 ) -> set[str]:
-    """Write one split and say how much it is; returns its sentences. Sentences in `held_out` are rejected."""
+    """Write one split and say how much it is; returns its sentences. Sentences in `held_out` are rejected.
+
+    `pad` may lengthen a clip, given its float32 [samples] and its id.
+    """
     wanted = getattr(speech.clips, split)
     ids: set[str] = set()
     sentences: set[str] = set()
@@ -46,6 +64,7 @@ def fetch_split(
                     raise BadText("its sentence stands in another split too")
                 samples = read_audio(clip.audio)
                 check_speech(samples)
+                samples = pad(samples, clip.id)
             except (BadAudio, BadText) as reason:
                 rejected.add(split, clip.id, str(reason))
                 continue
@@ -61,15 +80,16 @@ def fetch_split(
     return sentences
 
 
-def fetch(speech: Speech, paths: Paths, seed: int) -> None:
-    """Write all splits."""
+def fetch(speech: Speech, silence: Silence, paths: Paths, seed: int) -> None:
+    """Write all splits; of those, training clips get silence at their ends."""
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rejected = Rejected()
     held_out: set[str] = set()
     with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
             clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
-            sentences = fetch_split(clips, speech, split, folder / split, vocabulary, held_out, rejected)
+            pad = partial(pad_with_silence, silence, seed) if split == "train" else lambda samples, _: samples
+            sentences = fetch_split(clips, speech, pad, split, folder / split, vocabulary, held_out, rejected)
             if not sentences:
                 rejected.show()
                 reasons = [reason for of, _, reason in rejected.items if of == split]
@@ -84,10 +104,10 @@ def main() -> None:
     params = load_params()
     speech, paths = load_preset(params.preset).speech, Paths(params.preset)
     try:
-        fetch(speech, paths, params.seed)
+        fetch(speech, params.silence, paths, params.seed)
     except DamagedError as error:
         print(error)
-        fetch(speech, paths, params.seed)
+        fetch(speech, params.silence, paths, params.seed)
 
 
 if __name__ == "__main__":

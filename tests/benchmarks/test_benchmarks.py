@@ -1,17 +1,22 @@
 """The benchmarks run where there is no GPU, at a small size; what they measure is not tested."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
 
 from benchmarks.scaling import CLIP, write_corpus
+from dqlora.config import Lora
 from dqlora.data.audio import SAMPLE_RATE
-from dqlora.data.storage import RaggedArray, RaggedArrayWriter
-from tests.conftest import ROOT, tone, write_noise
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
+from dqlora.models.lora import add_lora
+from dqlora.models.wav2vec2 import load_student
+from tests.conftest import ROOT, tone, write_audiofolder, write_noise
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -66,3 +71,22 @@ def test_transcription_of_clips_and_of_all_joined(tmp_path: Path) -> None:
     for _, _, whole, transcribed, _ in rows[:3]:
         assert float(whole) == float(transcribed)
     assert float(rows[0][4]) < 20
+
+
+def test_an_adapter_that_changes_nothing_gains_nothing_elsewhere(tmp_path: Path, student_folder: Path) -> None:
+    student, adapter = tmp_path / "models/mini/pretrained/student", tmp_path / "models/mini/adapter"
+    shutil.copytree(student_folder, student)
+    lora = Lora(r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
+    add_lora(load_student(student, "none", torch.device("cpu")), lora, seed=0).save_pretrained(adapter)
+    write_json(adapter / "run.json", {"student": "models/mini/pretrained/student", "quantize": "none"})
+    write_json(adapter.with_name("gate.json"), {"entropy_threshold": None})
+    speech = write_audiofolder(tmp_path / "speech", [f"sentence number {word}" for word in ("one", "two", "three")])
+    write_noise(tmp_path / "noise", count=2)
+    output = tmp_path / "found.json"
+    options = ("--noise", str(tmp_path / "noise/test"), "--run", str(adapter), "--output", str(output))
+    ended = run("benchmarks.other_speech", str(speech), *options)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    [found] = json.loads(output.read_text()).values()
+    assert found["base"] == found["distilled"] and set(found["base"]) == {"clean", "10 dB", "5 dB", "0 dB"}
+    assert found["noisy"]["relative"] == found["noisy"]["ci_low"] == 0.0
+    assert "0.0 % [0.0, 0.0]" in ended.stdout

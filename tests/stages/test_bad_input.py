@@ -100,7 +100,7 @@ def test_other_rates_and_channels_are_fine(local: Path, speech: Path, rate: int,
     fetch_speech.main()
     train = RaggedArray(local / "data/local/clean/train")
     assert rejected(local / "data/local/clean") == {}
-    assert len(train["other.wav"]) == SAMPLE_RATE
+    assert SAMPLE_RATE <= len(train["other.wav"]) <= 2 * SAMPLE_RATE  # with silence at its ends
     assert train.item("other.wav")["text"] == "IN NINETEEN EIGHTY SEVEN TWENTY ONE MEN CAME"
 
 

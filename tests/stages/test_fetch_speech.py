@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from dqlora.config import Paths
+from dqlora.config import Paths, Silence
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, UserError
@@ -115,3 +115,28 @@ def test_labels_longer_than_their_audio_everywhere_are_named(tmp_path: Path, voc
             features.append(np.zeros((50, 8), "float16"), id=f"{number}", utterance=f"{number}")
     with pytest.raises(UserError, match=r"clean/train: every transcript has more labels than its audio has frames"):
         load_examples(paths, "train", vocabulary, {}, Rejected())
+
+
+@pytest.mark.parametrize("seconds", [0.3, 6.0, 29.5, 30.0])
+def test_silence_stands_at_the_ends_of_a_clip_and_comes_from_its_name(seconds: float) -> None:
+    samples = tone(seconds)
+    silence = Silence(ratio=0.5, seconds=0.5)
+    made = {name: fetch_speech.pad_with_silence(silence, 0, samples, name) for name in map(str, range(100))}
+    again = {name: fetch_speech.pad_with_silence(silence, 0, samples, name) for name in reversed(made)}
+    for name, padded in made.items():
+        assert np.array_equal(padded, again[name])
+        assert len(samples) <= len(padded) <= min(len(samples) + RATE, 30 * RATE)
+        start = int(np.flatnonzero(padded)[0] - np.flatnonzero(samples)[0])
+        assert np.array_equal(padded[start : start + len(samples)], samples)
+        assert not padded[:start].any() and not padded[start + len(samples) :].any()
+    if seconds < 29:
+        assert 30 < sum(len(padded) > len(samples) for padded in made.values()) < 70
+        added = [len(padded) - len(samples) for padded in made.values() if len(padded) > len(samples)]
+        assert 0.4 * RATE < np.mean(added) < 0.6 * RATE  # two draws of 0.25 s in the mean
+
+
+def test_training_clips_alone_get_silence(speech: Path, clean: Path) -> None:
+    fetch_speech.main()
+    lengths = {split: [item["length"] for item in RaggedArray(clean / split).items] for split in ("train", "test")}
+    assert set(lengths["test"]) == {RATE // 2}
+    assert max(lengths["train"]) > RATE // 2

@@ -1,0 +1,91 @@
+"""Whether a run's gain carries to speech that it was not adapted to, as `dqlora transcribe` hears it.
+
+python -m benchmarks.other_speech SPEECH... --noise NOISE [--run FOLDER] [--output JSON]
+
+Each SPEECH is a folder of recordings with a metadata.csv, NOISE a folder of recordings. Prints WER in % of base and
+distilled student, clean and at 10, 5 and 0 dB (each clip with DRAWS recordings), and how much lower it is in noise,
+with the 95 % interval of a paired bootstrap over sentences.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from benchmarks.cpu import load_clips
+from dqlora.data.audio import read_audio, to_float32, to_int16
+from dqlora.data.mixing import mix_int16
+from dqlora.data.storage import write_json
+from dqlora.data.text import Vocabulary
+from dqlora.device import default_device
+from dqlora.errors import quieten_libraries, run_stage
+from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
+from dqlora.models.run import base_of_run, newest_run
+from dqlora.models.wav2vec2 import EncoderCTC, load_student
+from dqlora.progress import ProgressBar
+from dqlora.seeding import generator_for
+from dqlora.transcription.recogniser import Recogniser, load_recogniser
+
+CONDITIONS: dict[str, float | None] = {"clean": None, "10 dB": 10.0, "5 dB": 5.0, "0 dB": 0.0}
+DRAWS = 2  # mixtures of each clip and SNR
+BOOTSTRAP = 10_000
+
+
+def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recogniser]) -> list[dict[str, Any]]:
+    """The transcripts of each system: rows of condition, reference, base and distilled."""
+    rows = []
+    clips, texts = load_clips(speech)
+    for number, (clip, text) in enumerate(
+        ProgressBar(list(zip(clips, texts, strict=True)), speech.name, unit=" clips")
+    ):
+        for condition, snr_db in CONDITIONS.items():
+            for draw in range(DRAWS if snr_db is not None else 1):
+                generator = generator_for(0, "other speech", number, condition, draw)
+                noise = to_int16(noises[generator.integers(len(noises))])
+                heard = to_float32(mix_int16(to_int16(clip), noise, snr_db, generator))
+                hypotheses = {
+                    name: system.vocabulary.decode(system.token_ids(heard).tolist()) for name, system in systems.items()
+                }
+                rows.append({"condition": condition, "reference": text, **hypotheses})
+    return rows
+
+
+def main(
+    speech: Annotated[list[Path], typer.Argument(help="Folders with metadata.csv.")],
+    noise: Annotated[Path, typer.Option(help="A folder of noise recordings.")],
+    run: Annotated[Path | None, typer.Option(help="A run's adapter folder; else the newest run.")] = None,
+    language: Annotated[str, typer.Option(help="How transcripts are scored.")] = "en",
+    output: Annotated[Path | None, typer.Option(help="JSON to write the figures to.")] = None,
+) -> None:
+    quieten_libraries()
+    adapter = run or newest_run()
+    student, quantize = base_of_run(adapter)
+    device = default_device()
+    base = EncoderCTC(load_student(student, quantize, device))
+    systems = {
+        "base": Recogniser(base, Vocabulary.load(student / "vocab.json"), device),
+        "distilled": load_recogniser(str(adapter), device),
+    }
+    noises = [read_audio(path) for path in sorted(noise.iterdir())]
+    print(f"| | {' | '.join(CONDITIONS)} | lower in noise | lower clean |\n|{' --- |' * 7}")
+    found: dict[str, Any] = {}
+    for folder in speech:
+        rows = measure(folder, noises, systems)
+        errors = {name: score(rows, name, language) for name in systems}
+        noisy = {name: summed([one for at, one in errors[name].items() if at != "clean"]) for name in systems}
+        pairs = {"noisy": (noisy["base"], noisy["distilled"])}
+        pairs["clean"] = (errors["base"]["clean"], errors["distilled"]["clean"])
+        reductions = {name: relative_wer_reduction(*pair, BOOTSTRAP, 0) for name, pair in pairs.items()}
+        found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in systems} | reductions
+        cells = [f"{100 * errors['base'][at].wer:.1f} → {100 * errors['distilled'][at].wer:.1f}" for at in CONDITIONS]
+        for reduction in reductions.values():
+            low, high = 100 * reduction["ci_low"], 100 * reduction["ci_high"]
+            cells.append(f"{100 * reduction['relative']:.1f} % [{low:.1f}, {high:.1f}]")
+        print(f"| {folder} | {' | '.join(cells)} |", flush=True)
+    if output:
+        write_json(output, found)
+
+
+if __name__ == "__main__":
+    run_stage(lambda: typer.run(main))
