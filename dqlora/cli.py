@@ -111,7 +111,7 @@ def demo(
 
 @app.command(short_help="Write a run's student for transformers and onnxruntime.")
 def export(
-    output: Annotated[Path, typer.Argument(help="A folder to write merged/ and onnx/ to.")],
+    output: Annotated[Path, typer.Argument(help="A folder to write merged/, onnx/ and README.md to.")],
     model: Annotated[Path | None, typer.Option(help="A run's adapter folder; else the newest run.")] = None,
 ) -> None:
     """Write a run's student as others load it: merged/ for transformers, onnx/ in 8 bits for onnxruntime.
@@ -127,8 +127,14 @@ def export(
         from dqlora.models.export import size_mb, write_exports
 
         quieten_libraries()
-        with atomic_directory(output) as folder:
+        output.mkdir(parents=True, exist_ok=True)
+        with atomic_directory(output / ".new") as folder:
             write_exports(student, adapter, quantize, folder)
+        for made in (output / ".new").iterdir():  # in place of an earlier export; nothing else in the folder is touched
+            if (output / made.name).is_dir():
+                shutil.rmtree(output / made.name)
+            made.replace(output / made.name)
+        (output / ".new").rmdir()
         for path in (output / "merged", output / "onnx"):
             print(f"{path}: {size_mb(path):.1f} MB")
     except UserError as error:

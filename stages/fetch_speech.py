@@ -1,5 +1,6 @@
 """Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out."""
 
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,9 @@ from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
+
+FEW = 10  # clips
+TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test": "tell how good the student is"}
 
 
 def pad_with_silence(silence: Silence, seed: int, samples: np.ndarray, clip: str) -> np.ndarray:
@@ -77,6 +81,11 @@ def fetch_split(
                 break
     minutes = samples_written / SAMPLE_RATE / 60
     print(f"{split}: {len(ids)} clips, {minutes:.1f} min, {rejected.count(split)} rejected")
+    if 0 < len(ids) < FEW and split in TOO_FEW_FOR:
+        print(
+            f"warning: {split} has {len(ids)}, too few to {TOO_FEW_FOR[split]}; give it {FEW} and more",
+            file=sys.stderr,
+        )
     return sentences
 
 

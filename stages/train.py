@@ -139,6 +139,7 @@ def main() -> None:
     blocks = {"lora": params.lora, "distill": params.distill, "train": params.train, "budget": preset.budget}
     with atomic_directory(paths.adapter) as folder:
         model.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, empty; `dqlora push` writes one
         run = {
             "student": str(paths.student),
             "quantize": params.student.quantize,

@@ -13,6 +13,7 @@ from dqlora.data.storage import RaggedArray, write_json
 ORIGIN = "origin.json"  # beside what was fetched
 SHIPPED = ("presets/mini/", "presets/fleurs/")  # comes with the project
 HOMES = ("/home", "/Users", "/")  # a folder in there is named after a person
+SAY_NOTHING = ("train", "validation", "test", "speech", "noise", "data")  # names of folders that would read as a split
 OWN = {"speech": "own recordings", "noise": "own recordings", "model": "own model"}
 
 Kind = Literal["speech", "noise", "model"]
@@ -40,7 +41,8 @@ def public_name(source: str, kind: Kind) -> str:
     if f"{inside}/".startswith(SHIPPED):
         return f"{inside} of the dqlora project"
     home = path == os.path.expanduser("~") or os.path.dirname(path) in HOMES
-    return OWN[kind] if home else f"{OWN[kind]} ({os.path.basename(path)})"
+    name = os.path.basename(path)
+    return OWN[kind] if home or name in SAY_NOTHING else f"{OWN[kind]} ({name})"
 
 
 def public_address(url: str) -> str:

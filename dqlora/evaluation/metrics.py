@@ -77,11 +77,16 @@ def relative_wer_reduction(base: Errors, better: Errors, draws: int, seed: int) 
     count = len(base.words)
     for start in range(0, draws, 1000):
         drawn = generator.integers(count, size=(min(1000, draws - start), count))
-        base_edits = np.maximum(base.word_edits[drawn].sum(axis=1), 1)  # a draw without base errors has no reduction
-        reduction[start : start + len(drawn)] = 1 - better.word_edits[drawn].sum(axis=1) / base_edits
+        edits = (one.word_edits[drawn].sum(axis=1) for one in (base, better))
+        reduction[start : start + len(drawn)] = _reduction(*edits)
     low, high = np.quantile(reduction, INTERVAL)
-    whole = 1 - better.word_edits.sum() / max(base.word_edits.sum(), 1)
+    whole = _reduction(base.word_edits.sum(), better.word_edits.sum())
     return {"relative": float(whole), "ci_low": float(low), "ci_high": float(high)}
+
+
+def _reduction(base: np.ndarray, better: np.ndarray) -> np.ndarray:
+    """Relative reduction of edits; where the base has none, nothing can be lower: 0, or minus the edits made anew."""
+    return np.where(base == 0, -better, 1 - better / np.maximum(base, 1)).astype(np.float64)
 
 
 def per_sentence(errors: Errors, references: Sequence[str]) -> Errors:

@@ -59,7 +59,9 @@ def find_model(source: str | None) -> str:
     if (folder / RUN).exists():
         base_of_run(folder)
     elif folder.is_dir() and not (folder / "config.json").exists():
-        raise UserError(f"--model {source}: no model in this folder; a run's is models/<preset>/adapter of its project")
+        inside = [str(folder / name) for name in ("merged", "onnx", "adapter") if (folder / name).is_dir()]
+        way_out = f"give {' or '.join(inside)}" if inside else "a run's is models/<preset>/adapter of its project"
+        raise UserError(f"--model {source}: no model in this folder; {way_out}")
     elif not folder.is_dir():
         if "@" not in str(source):
             raise UserError(f"--model {source}: no such folder; a model on the hub is owner/name@revision")

@@ -26,30 +26,37 @@ def experiments(commits: int = 1) -> list[Row]:
     try:
         return exp_show(num=commits)
     except DvcException as error:
-        raise UserError(f"no experiments to compare ({first_line(error)}); run this in the project's folder") from None
+        raise UserError(f"no experiments here ({first_line(error)}); run this in the project's folder") from None
 
 
 def comparison(rows: list[Row]) -> Table:
-    """One line an experiment that has metrics: WERs and interval in %, then the parameters that differ."""
+    """One line an experiment that has metrics: WERs and interval in %, then the settings in which it differs.
+
+    The lines of a preset are compared only among experiments of that preset.
+    """
     shown = [(row, _metrics(row)) for row in rows]
     shown = [(row, metrics) for row, metrics in shown if metrics]
-    differing = [
-        name for name in rows[0] if _is_parameter(name) and len({_text(row.get(name)) for row, _ in shown}) > 1
-    ]
     table = Table(box=box.SIMPLE_HEAD, caption="WER in %; 95 % interval of a paired bootstrap", caption_justify="left")
     table.add_column("experiment", no_wrap=True)
     for condition in ("clean", "noisy"):
-        table.add_column(f"WER {condition}:\nbase", justify="right")
-        table.add_column("\ndistilled", justify="right")
-    table.add_column("lower in noise by\n\\[interval]", justify="right")
-    for name in differing:
-        table.add_column(name.rpartition(":")[2].replace(".", ".\n"), justify="right")
+        table.add_column(f"WER {condition}:\nbase, distilled", justify="right", no_wrap=True)
+    table.add_column("lower in noise by\n\\[interval]", justify="right", no_wrap=True)
+    table.add_column("settings that differ", overflow="fold")
     for row, metrics in shown:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
         gain = f"{wer[4]} \\[{wer[5]}, {wer[6]}]"
-        name = row["Experiment"] or row["rev"]
-        table.add_row(name, *wer[:4], gain, *(_text(row.get(name)) for name in differing))
+        settings = [f"{name.rpartition(':')[2]}: {row[name]}" for name in _differing([each for each, _ in shown], row)]
+        pairs = (f"{before}, {after:>4}" for before, after in (wer[:2], wer[2:4]))
+        table.add_row(row["Experiment"] or row["rev"], *pairs, gain, "\n".join(settings))
     return table
+
+
+def _differing(rows: list[Row], row: Row) -> list[str]:
+    """The parameters that `row` has and that another row, if it has them too, has otherwise."""
+    values = {
+        name: {str(each[name]) for each in rows if each.get(name) is not None} for name in row if _is_parameter(name)
+    }
+    return [name for name, found in values.items() if row[name] is not None and len(found) > 1]
 
 
 def _metrics(row: Row) -> dict[str, float]:
@@ -62,7 +69,3 @@ def _is_parameter(name: str) -> bool:
     """Neither a metric nor the hash of a dependency, which is a path."""
     key = name.rpartition(":")[2]
     return key not in METRICS and name not in ABOUT and "/" not in key and not key.endswith((".py", ".j2", ".csv"))
-
-
-def _text(value: Any) -> str:
-    return "-" if value is None else str(value)

@@ -19,4 +19,6 @@ def plots_page() -> str:
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(plots_page(), encoding="utf-8")
+    page = Path(sys.argv[1])
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(plots_page(), encoding="utf-8")

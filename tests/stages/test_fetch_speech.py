@@ -140,3 +140,9 @@ def test_training_clips_alone_get_silence(speech: Path, clean: Path) -> None:
     lengths = {split: [item["length"] for item in RaggedArray(clean / split).items] for split in ("train", "test")}
     assert set(lengths["test"]) == {RATE // 2}
     assert max(lengths["train"]) > RATE // 2
+
+
+def test_splits_that_are_too_small_are_named(speech: Path, clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fetch_speech.main()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 2 and "test has 4, too few" in warnings[0] and "validation has 4" in warnings[1]

@@ -65,6 +65,13 @@ def test_conditions_add_up_by_utterance() -> None:
         relative_wer_reduction(one, summed([one, one]), 100, 0)
 
 
+def test_where_the_base_has_no_error_nothing_is_lower() -> None:
+    none, some = count_errors(["a b", "c d"], ["a b", "c d"], "en"), count_errors(["a b", "c d"], ["a", "c d"], "en")
+    assert relative_wer_reduction(none, none, 100, 0) == {"relative": 0.0, "ci_low": 0.0, "ci_high": 0.0}
+    worse = relative_wer_reduction(none, some, 100, 0)
+    assert worse["relative"] == -1.0 and worse["ci_high"] <= 0.0
+
+
 def test_utterances_of_one_sentence_are_one_unit_of_the_bootstrap() -> None:
     """Twice the readers of each sentence say nothing more of other sentences: the interval stays as wide."""
     texts = [f"sentence number {number} of the test set" for number in range(12)]

@@ -48,9 +48,18 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(adapter: Path) -> Path:
     folder = adapter.parent / "exported"
+    (folder / "merged").mkdir(parents=True)
+    (folder / "merged/of_an_earlier_export").touch()
+    (folder / "thesis.txt").write_text("mine")
     result = CliRunner().invoke(app, ["export", str(folder), "--model", str(adapter)])
     assert result.exit_code == 0, result.output
     return folder
+
+
+def test_an_export_replaces_an_earlier_one_and_touches_nothing_else(exported: Path) -> None:
+    assert {path.name for path in exported.iterdir()} == {"README.md", "merged", "onnx", "thesis.txt"}
+    assert (exported / "thesis.txt").read_text() == "mine"
+    assert not (exported / "merged/of_an_earlier_export").exists()
 
 
 @pytest.fixture(scope="module")

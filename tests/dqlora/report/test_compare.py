@@ -22,8 +22,8 @@ def row(name: str | None, file: str = "", **changes: Any) -> dict[str, Any]:
     return {"Experiment": name, "rev": "workspace", **SAME, **metrics, **changes}
 
 
-def shown(rows: list[dict[str, Any]]) -> str:
-    console = Console(file=io.StringIO(), width=120)
+def shown(rows: list[dict[str, Any]], width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width)
     console.print(comparison(rows))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -36,19 +36,34 @@ def test_a_sweep_fits_a_terminal_and_names_what_it_shows() -> None:
     for part in ("WER clean", "WER noisy", "base", "distilled", "lower in noise", "[interval]", "lambda_distill"):
         assert part in text
     [line] = [line for line in text.splitlines() if "sweep-0.5" in line]
-    assert line.split() == ["sweep-0.5", "7.3", "8.0", "76.6", "53.4", "30.3", "[25.1,", "36.0]", "0.5"]
+    assert line.split() == [
+        "sweep-0.5",
+        "7.3,",
+        "8.0",
+        "76.6,",
+        "53.4",
+        "30.3",
+        "[25.1,",
+        "36.0]",
+        "lambda_distill:",
+        "0.5",
+    ]
     assert "seed" not in text and "1234" not in text  # the same in all, and the hash of a dependency
 
 
-def test_presets_keep_their_own_metrics() -> None:
-    rows = [
-        row("mine", "metrics/local/summary.json:", preset="local"),
-        row("theirs", "metrics/mini/summary.json:", preset="mini"),
-    ]
+@pytest.mark.parametrize("width", [80, 120, 300])
+def test_presets_keep_their_own_metrics_and_their_lines_do_not_crowd_the_table(width: int) -> None:
+    lines = {f"presets/local.yaml:{name}": name for name in ("speech.path", "student", "budget.steps", "noise.seconds")}
+    mine = row("mine", "metrics/local/summary.json:", preset="local", **lines)
+    theirs = row("theirs", "metrics/mini/summary.json:", preset="mini", **{"presets/mini.yaml:student": "other"})
+    rows = [mine, theirs]
     for one, other in (rows, rows[::-1]):
         one |= {name: None for name in other if name not in one}
-    text = shown(rows)
-    assert text.count("76.6") == 2 and "local" in text and "mini" in text
+    text = shown(rows, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("76.6, 53.4") == 2 and text.count("30.3 [25.1, 36.0]") == 2
+    assert width < 100 or ("preset: local" in text and "preset: mini" in text)
+    assert "speech.path" not in text and "student" not in text
 
 
 def test_what_has_no_metrics_is_left_out_and_what_lacks_one_shows_it() -> None:
