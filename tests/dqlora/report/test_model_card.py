@@ -190,7 +190,7 @@ def finish(
     write_json(paths.gate, {"entropy_threshold": threshold})
     rows = []
     for number in range(40):
-        reference = f"some words were said{number}"
+        reference = f"some words were {chr(97 + number // 26)}x{chr(97 + number % 26)}"
         for condition in ("clean", "10 dB", "5 dB", "0 dB"):
             texts = {"base": "some", "distilled": "some" if number % 2 else "some words were", "teacher": reference}
             rows.append({"id": f"u{number}", "condition": condition, "reference": reference, **texts})
