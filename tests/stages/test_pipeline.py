@@ -307,7 +307,8 @@ def test_the_same_commit_run_again_changes_nothing_in_git(project: Path) -> None
     for path in CHANGING.values():
         (project / path).unlink()
     run("git", "checkout", "-q", ".", folder=project)
-    shutil.rmtree(project / ".dvc/cache/files/md5" / hash_in_lock(project, CHANGING["profile"])[:2])
+    lost = hash_in_lock(project, CHANGING["profile"])
+    (project / f".dvc/cache/files/md5/{lost[:2]}/{lost[2:]}").unlink()  # as on another machine
     assert set(stages_run(run("dvc", "repro", folder=project).stdout)) <= set(CHANGING)
     run("git", "commit", "-qam", "costs of this machine", folder=project)
 
