@@ -328,6 +328,7 @@ def test_presets_lie_side_by_side_and_there_is_a_way_back(project: Path, made: d
     ]
     assert {name: metrics[name] for name in tracked}.items() <= contents(project / "metrics/fleurs").items()
     run("git", "checkout", "-q", ".", folder=project)
+    run("dvc", "checkout", "-q", "--allow-missing", folder=project)
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     assert {stage: contents(project / output) for stage, output in OUTPUTS.items()} == made
     assert contents(project / "metrics/fleurs") == metrics
