@@ -316,11 +316,11 @@ def test_the_same_commit_run_again_changes_nothing_in_git(project: Path) -> None
 def test_presets_lie_side_by_side_and_there_is_a_way_back(project: Path, made: dict[str, dict[str, str]]) -> None:
     """The lines of README.md."""
     metrics = contents(project / "metrics/fleurs")
-    shutil.copy(project / "presets/fleurs.yaml", project / "presets/mine.yaml")
-    wrong = ("-S", "preset=mine", "-S", "presets/mine.yaml:speech.path=/nowhere")
+    shutil.copy(project / "presets/fleurs.yaml", project / "presets/theirs.yaml")
+    wrong = ("-S", "preset=theirs", "-S", "presets/theirs.yaml:speech.path=/nowhere")
     failed = run("dvc", "exp", "run", *wrong, "fetch_speech", folder=project, check=False)
     assert failed.returncode and "/nowhere" in failed.stderr + failed.stdout
-    assert "preset: mine" in (project / "params.yaml").read_text()  # a failed override stays
+    assert "preset: theirs" in (project / "params.yaml").read_text()  # a failed override stays
     run("dvc", "checkout", "-q", "--allow-missing", folder=project)  # as `dvc exp run` of all stages begins
     assert not (project / "data/fleurs/noisy/train").exists()
     tracked = [
@@ -332,7 +332,7 @@ def test_presets_lie_side_by_side_and_there_is_a_way_back(project: Path, made: d
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     assert {stage: contents(project / output) for stage, output in OUTPUTS.items()} == made
     assert contents(project / "metrics/fleurs") == metrics
-    (project / "presets/mine.yaml").unlink()
+    (project / "presets/theirs.yaml").unlink()
 
 
 def hash_in_lock(project: Path, path: str) -> str:
