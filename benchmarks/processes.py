@@ -56,13 +56,12 @@ def train(small: bool, batch_seconds: int, result: Path) -> None:
         sizes = Sizes(small, result.parent, accelerator.device)
     sizes.batch_seconds, sizes.steps = batch_seconds, 12 if small else STEPS
     params = load_params()
-    changes = {
-        "distill": {**params.distill.model_dump(), "target": "base_logits"},
-        "train": {**params.train.model_dump(), "learning_rate": LEARNING_RATE},
-    }
+    changes = {"distill": {**params.distill.model_dump(), "target": "base_logits"}}
     times: list[float] = []
     examples = sizes.examples(32)
-    progress = train_ours(sizes, examples, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()))
+    progress = train_ours(
+        sizes, examples, changes, VALIDATIONS, lambda _: times.append(time.perf_counter()), LEARNING_RATE
+    )
     if accelerator.is_main_process:
         rates = stretches(progress, times)[1:]  # graphs are recorded in the first
         losses = [point["train_loss"] for point in progress.curve[1:]]

@@ -116,7 +116,12 @@ class Sizes:
 
 
 def train_ours(
-    sizes: Sizes, examples: list[Example], changes: dict[str, Any], validations: int, on_point: Callable[..., None]
+    sizes: Sizes,
+    examples: list[Example],
+    changes: dict[str, Any],
+    validations: int,
+    on_point: Callable[..., None],
+    learning_rate: float = 5e-4,
 ) -> Progress:
     """Training as stages.train does it, `validations` times a stretch of the same number of steps."""
     params = Params.model_validate({**load_params().model_dump(), **changes})
@@ -128,7 +133,12 @@ def train_ours(
     seed_torch(params.seed, "objective")
     loss = DistillationLoss(model, data.vocabulary.blank, make_target(params.distill), width, lambda_distill=1.0)
     every = max(1, sizes.steps // validations)
-    budget = Budget(steps=validations * every, batch_seconds=sizes.batch_seconds, validate_every=every)
+    budget = Budget(
+        steps=validations * every,
+        learning_rate=learning_rate,
+        batch_seconds=sizes.batch_seconds,
+        validate_every=every,
+    )
     plan = Plan(params.train.model_copy(update={"patience": 10**6}), budget, seed=0)
     with tempfile.TemporaryDirectory() as temporary:
         return train_student(loss, data, plan, Path(temporary) / "state.safetensors", Accelerator(), on_point)

@@ -11,6 +11,10 @@ from dqlora.errors import UserError
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Decibels = Annotated[float, Field(ge=-30, le=60)]
+Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+
+
+OUT_OF_DOMAIN = "out_of_domain"  # the split of speech and of noise that is neither trained nor tested on
 
 
 class Block(BaseModel):
@@ -70,7 +74,6 @@ class Distill(Block):
 
 
 class Train(Block):
-    learning_rate: Annotated[float, Field(gt=0, le=1)]
     warmup_ratio: Ratio
     weight_decay: Annotated[float, Field(ge=0, le=1)]
     gradient_clip: Annotated[float, Field(gt=0)]
@@ -96,7 +99,7 @@ class SplitSizes(Block):
 
 class Speech(Block):
     path: str
-    language: Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
+    language: Language
     clips: SplitSizes
 
 
@@ -109,6 +112,13 @@ class Noise(Block):
     path: str
     recordings: NoiseSizes
     seconds: Annotated[float, Field(ge=1, le=600)]
+
+
+class OutOfDomain(Block):
+    speech: str
+    noise: str
+    language: Language
+    clips: Positive
 
 
 class Licences(Block):
@@ -127,6 +137,7 @@ class PretrainedHead(Block):
 
 class Budget(Block):
     steps: Positive
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_seconds: Annotated[float, Field(ge=1)]
     validate_every: Positive
 
@@ -136,6 +147,7 @@ class Preset(Block):
 
     speech: Speech
     noise: Noise
+    out_of_domain: OutOfDomain | Literal["none"]
     student: str
     teacher: str
     teacher_head: PretrainedHead

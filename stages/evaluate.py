@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dqlora.config import Paths, load_params, load_preset
+from dqlora.config import OUT_OF_DOMAIN, Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
 from dqlora.data.origin import ORIGIN, amount_used
 from dqlora.data.storage import (
@@ -23,12 +23,14 @@ from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
 from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
+from dqlora.evaluation.results import in_words, out_of_domain_in_words
 from dqlora.evaluation.test_set import CLEAN, test_clips
 from dqlora.models.gate import entropy_threshold, load_distilled
 from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
 from dqlora.progress import ProgressBar
 
 SYSTEMS = ("base", "distilled", "teacher")
+STUDENTS = SYSTEMS[:2]
 
 
 def teacher_transcripts(path: Path, rows: list[dict[str, Any]]) -> list[str]:
@@ -55,15 +57,40 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
-    """What experiments are compared by: WER of base and distilled, and how much lower it is in noise."""
-    noisy = metrics["wer_reduction"]["noisy"]
-    wer = {one: {name: metrics[name][one]["wer"] for name in ("base", "distilled")} for one in ("clean", "noisy")}
-    return wer | {"wer_reduction": noisy["relative"], "ci_low": noisy["ci_low"], "ci_high": noisy["ci_high"]}
+    """What experiments are compared by: WERs, and how much lower than its base's the student's is in noise.
+
+    Names are short and digits four: beside an experiment's name and one parameter they fit 120 columns.
+    """
+    base, distilled = (
+        {condition: round(metrics[name][condition]["wer"], 4) for condition in ("clean", "noisy")} for name in STUDENTS
+    )
+    gain = metrics["wer_reduction"]["noisy"]
+    summary = {"base": base, **distilled}
+    summary |= {
+        short: round(gain[name], 4) for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high"))
+    }
+    if OUT_OF_DOMAIN in metrics:
+        summary[OUT_OF_DOMAIN] = round(metrics[OUT_OF_DOMAIN]["wer_reduction"]["noisy"]["relative"], 4)
+    return summary
 
 
-def record_of(paths: Paths, language: str, draws: int, seed: int) -> dict[str, Any]:
+def measure(
+    rows: list[dict[str, Any]], systems: tuple[str, ...], language: str, draws: int, seed: int
+) -> dict[str, Any]:
+    """WER and CER of each system, clean and in noise, and the distilled student's reductions against its base."""
+    errors = {system: score(rows, system, language) for system in systems}
+    noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in STUDENTS}
+    metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in systems}
+    metrics["wer_reduction"] = {
+        "noisy": relative_wer_reduction(noisy["base"], noisy["distilled"], draws, seed),
+        "clean": relative_wer_reduction(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
+    }
+    return metrics
+
+
+def record_of(paths: Paths, metrics: dict[str, Any], language: str, draws: int, seed: int) -> dict[str, Any]:
     """What was measured, of which adapter behind which gate, and how its intervals are drawn: for the model card."""
-    return {
+    record = {
         "adapter": fingerprint(paths.adapter),
         "entropy_threshold": entropy_threshold(paths.adapter),
         "language": language,
@@ -73,7 +100,16 @@ def record_of(paths: Paths, language: str, draws: int, seed: int) -> dict[str, A
         "speech": read_json(paths.clean / ORIGIN, rerun("fetch_speech")),
         "noise": read_json(paths.noise / ORIGIN, rerun("fetch_noise")),
         "used": amount_used(RaggedArray(paths.clean / "test"), RaggedArray(paths.noisy / "test")),
+        "metrics": metrics,
     }
+    if OUT_OF_DOMAIN in metrics:
+        clean, noise = paths.clean / OUT_OF_DOMAIN, paths.noise / OUT_OF_DOMAIN
+        record[OUT_OF_DOMAIN] = {
+            "speech": read_json(clean / ORIGIN, rerun("fetch_speech")),
+            "noise": read_json(noise / ORIGIN, rerun("fetch_noise")),
+            "used": amount_used(RaggedArray(clean), RaggedArray(paths.noisy / OUT_OF_DOMAIN)),
+        }
+    return record
 
 
 def main() -> None:
@@ -83,39 +119,38 @@ def main() -> None:
     device = default_device()
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rows, clips = test_clips(paths)
-    teacher_texts = teacher_transcripts(paths.teacher_transcripts / "test.jsonl", rows)
+    others, other_clips = test_clips(paths, OUT_OF_DOMAIN)
+    for row, teacher in zip(rows, teacher_transcripts(paths.teacher_transcripts / "test.jsonl", rows), strict=True):
+        row["teacher"] = teacher
 
     distilled = load_distilled(paths.student, paths.adapter, params.student.quantize, device)
-    distilled_texts = transcribe_all(distilled, vocabulary, clips, "distilled student")
+    distilled_texts = transcribe_all(distilled, vocabulary, clips + other_clips, "distilled student")
     adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
     base = EncoderCTC(load_student(paths.student, params.student.quantize, device))
-    base_texts = transcribe_all(base, vocabulary, clips, "base student")
-    for row, before, after, teacher in zip(rows, base_texts, distilled_texts, teacher_texts, strict=True):
-        row |= {"base": before, "distilled": after, "teacher": teacher}
+    base_texts = transcribe_all(base, vocabulary, clips + other_clips, "base student")
+    for row, before, after in zip(rows + others, base_texts, distilled_texts, strict=True):
+        row |= {"base": before, "distilled": after}
 
-    errors = {system: score(rows, system, language) for system in SYSTEMS}
-    noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in SYSTEMS}
     draws, seed = params.evaluate.bootstrap_draws, params.seed
-    metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in SYSTEMS}
-    metrics["wer_reduction"] = {
-        "noisy": relative_wer_reduction(noisy["base"], noisy["distilled"], draws, seed),
-        "clean": relative_wer_reduction(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
-    }
-    metrics["adapter_mb"] = adapter_mb
+    metrics = measure(rows, SYSTEMS, language, draws, seed) | {"adapter_mb": adapter_mb}
+    if others:
+        metrics[OUT_OF_DOMAIN] = measure(others, STUDENTS, language, draws, seed)
     with atomic_directory(paths.metrics / "test") as folder:
         write_csv(folder / "wer_by_snr.csv", wer_by(rows, "snr_db", SYSTEMS, language))
         write_csv(folder / "wer_by_noise.csv", wer_by(rows, "category", SYSTEMS, language))
-        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        write_json(folder / "record.json", record_of(paths, language, draws, seed))
+        for name, predictions in (("predictions", rows), (OUT_OF_DOMAIN, others)):
+            with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+        write_json(folder / "record.json", record_of(paths, metrics, language, draws, seed))
     write_json(paths.metrics / "evaluate.json", metrics)
     write_json(paths.metrics / "summary.json", summary_of(metrics))
     for system in SYSTEMS:
         print(
             f"{system:>9}: clean WER {metrics[system]['clean']['wer']:.1%}, noisy {metrics[system]['noisy']['wer']:.1%}"
         )
-    noise = metrics["wer_reduction"]["noisy"]
-    print(f"noisy WER {noise['relative']:.1%} lower than base [{noise['ci_low']:.1%}, {noise['ci_high']:.1%}]")
+    print(f"noisy WER {in_words(metrics['wer_reduction']['noisy'])} than the base's")
+    if OUT_OF_DOMAIN in metrics:
+        print(out_of_domain_in_words(metrics[OUT_OF_DOMAIN]))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,18 @@
-"""Fetch noise recordings: data/<preset>/noise/{train,test}, 16 kHz mono, no recording in both."""
+"""Fetch noise recordings: data/<preset>/noise/{train,test,out_of_domain}, 16 kHz mono, no recording in two."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from dqlora.config import Noise, Paths, load_params, load_preset
+from dqlora.config import OUT_OF_DOMAIN, Noise, Paths, load_params, load_preset
 from dqlora.data.archives import check_archive, extract_archive
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
 from dqlora.data.download import RemoteFile, download_all, read_url_list
 from dqlora.data.mixing import sounding_part
-from dqlora.data.noise import Recording, find_recordings, synthetic_recordings, unused_files
+from dqlora.data.noise import Recording, find_recordings, synthetic_recordings, test_recordings, unused_files
 from dqlora.data.origin import common_address, write_origin
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import Rejected, UserError, run_stage
@@ -42,6 +43,38 @@ def recorded(recordings: list[Recording], split: str, seconds: float, rejected: 
         yield recording.id, recording.category, samples
 
 
+def write_split(
+    recordings: Iterable[Named],
+    split: str,
+    wanted: int | None = None,
+    *,
+    out: Path,
+    contents: dict[str, str],
+    rejected: Rejected,
+) -> dict[str, float]:
+    """Write at most `wanted` recordings, none whose `contents` stand there already; how many, and how long."""
+    written = samples_written = 0
+    with (
+        RaggedArrayWriter(out / split, "int16") as writer,
+        ProgressBar(desc=f"noise {split}", unit=" recordings", leave=False) as progress,
+    ):
+        for name, category, samples in recordings:
+            stored = to_int16(samples * (PEAK / np.abs(samples).max()))
+            content = hashlib.sha256(stored.tobytes()).hexdigest()
+            if content in contents:
+                rejected.add(split, name, f"the same sound as {contents[content]}")
+                continue
+            contents[content] = f"{split}/{name}"
+            writer.append(stored, id=name, category=category)
+            written += 1
+            samples_written += len(stored)
+            progress.update()
+            if written == wanted:
+                break
+    print(f"{split}: {written} recordings, {rejected.count(split)} rejected")
+    return {"recordings": written, "seconds": samples_written / SAMPLE_RATE}
+
+
 def source_folder(path: str, paths: Paths) -> Path:
     """The folder of recordings that noise.path names, downloaded first where it is a list of URLs or an archive."""
     if path.endswith(".csv"):
@@ -63,8 +96,8 @@ def address_of(path: str) -> str:
 
 def main() -> None:
     params = load_params()
-    noise = load_preset(params.preset).noise
-    paths = Paths(params.preset)
+    preset, paths = load_preset(params.preset), Paths(params.preset)
+    noise = preset.noise
     source = None if noise.path == "synthetic" else source_folder(noise.path, paths)
     rejected = Rejected()
     contents: dict[str, str] = {}
@@ -72,37 +105,30 @@ def main() -> None:
     if source and (unused := unused_files(source)):
         more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
         print(f"not used, by their names no recordings: {len(unused)} ({', '.join(unused[:NAMED])}{more})")
-    amounts: dict[str, dict[str, float]] = {}
     with atomic_directory(paths.noise) as out:
+        writer = partial(write_split, out=out, contents=contents, rejected=rejected)
+        amounts = {}
         for split in SPLITS:
-            wanted, written, samples_written = getattr(noise.recordings, split), 0, 0
             recordings = (
                 recorded(found[split], split, noise.seconds, rejected)
                 if source
                 else synthetic(noise, split, paths, params.seed)
             )
-            with (
-                RaggedArrayWriter(out / split, "int16") as writer,
-                ProgressBar(desc=f"noise {split}", unit=" recordings", leave=False) as progress,
-            ):
-                for name, category, samples in recordings:
-                    stored = to_int16(samples * (PEAK / np.abs(samples).max()))
-                    content = hashlib.sha256(stored.tobytes()).hexdigest()
-                    if content in contents:
-                        rejected.add(split, name, f"the same sound as {contents[content]}")
-                        continue
-                    contents[content] = f"{split}/{name}"
-                    writer.append(stored, id=name, category=category)
-                    written += 1
-                    samples_written += len(stored)
-                    progress.update()
-                    if written == wanted:
-                        break
-            print(f"{split}: {written} recordings, {rejected.count(split)} rejected")
-            if not written:
+            amounts[split] = writer(recordings, split, getattr(noise.recordings, split))
+            if not amounts[split]["recordings"]:
                 rejected.show()
                 raise UserError(f"noise.path: {noise.path}: no usable recording in {split} (reasons above)")
-            amounts[split] = {"recordings": written, "seconds": samples_written / SAMPLE_RATE}
+        if preset.out_of_domain == "none":
+            with RaggedArrayWriter(out / OUT_OF_DOMAIN, "int16"):
+                pass
+        else:
+            folder = preset.out_of_domain.noise
+            others = recorded(test_recordings(Path(folder)), OUT_OF_DOMAIN, noise.seconds, rejected)
+            amount = writer(others, OUT_OF_DOMAIN)
+            if not amount["recordings"]:
+                rejected.show()
+                raise UserError(f"out_of_domain.noise: {folder}: no usable recording (reasons above)")
+            write_origin(out / OUT_OF_DOMAIN, folder, "noise", None, test=amount)
         write_origin(out, noise.path, "noise", None, address=address_of(noise.path), **amounts)
         rejected.write(out)
 

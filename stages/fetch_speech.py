@@ -1,13 +1,17 @@
-"""Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out."""
+"""Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out.
+
+out_of_domain beside them is another corpus, that of the preset; empty where the preset names none in its language.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from dqlora.config import Paths, Silence, Speech, load_params, load_preset
+from dqlora.config import OUT_OF_DOMAIN, OutOfDomain, Paths, Silence, Speech, load_params, load_preset
 from dqlora.data.audio import MAX_SECONDS, SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
 from dqlora.data.corpus import Clip, commit_of, read_clips
 from dqlora.data.fleurs import DamagedError
@@ -35,7 +39,8 @@ def pad_with_silence(silence: Silence, seed: int, samples: np.ndarray, clip: str
 
 def fetch_split(
     clips: Iterator[Clip],
-    speech: Speech,
+    wanted: int,
+    language: str,
     pad: Callable[[np.ndarray, str], np.ndarray],
     split: str,
     folder: Path,
@@ -43,11 +48,10 @@ def fetch_split(
     held_out: set[str],
     rejected: Rejected,
 ) -> set[str]:
-    """Write one split and say how much it is; returns its sentences. Sentences in `held_out` are rejected.
+    """Write one split, at most `wanted` clips, and say how much it is; returns its sentences. `held_out` are rejected.
 
     `pad` may lengthen a clip, given its float32 [samples] and its id.
     """
-    wanted = getattr(speech.clips, split)
     ids: set[str] = set()
     sentences: set[str] = set()
     samples_written = 0
@@ -63,7 +67,7 @@ def fetch_split(
                     raise BadText("a second clip of this name")
                 if not clip.transcript.strip():
                     raise BadText("empty transcript")
-                text = vocabulary.fit(spell_out(clip.transcript, speech.language))
+                text = vocabulary.fit(spell_out(clip.transcript, language))
                 if text in held_out:
                     raise BadText("its sentence stands in another split too")
                 samples = read_audio(clip.audio)
@@ -89,7 +93,18 @@ def fetch_split(
     return sentences
 
 
-def fetch(speech: Speech, silence: Silence, paths: Paths, seed: int) -> None:
+def as_it_is(samples: np.ndarray, clip: str) -> np.ndarray:
+    return samples
+
+
+def no_usable_clip(name: str, path: str, split: str, rejected: Rejected) -> UserError:
+    rejected.show()
+    reasons = [reason for of, _, reason in rejected.items if of == split]
+    why = f"all {len(reasons)} were rejected, the first: {reasons[0]}" if reasons else "it has no rows"
+    return UserError(f"{name}: {path}: no usable clip in {split}: {why}")
+
+
+def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence, paths: Paths, seed: int) -> None:
     """Write all splits; of those, training clips get silence at their ends."""
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rejected = Rejected()
@@ -97,26 +112,59 @@ def fetch(speech: Speech, silence: Silence, paths: Paths, seed: int) -> None:
     with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
             clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
-            pad = partial(pad_with_silence, silence, seed) if split == "train" else lambda samples, _: samples
-            sentences = fetch_split(clips, speech, pad, split, folder / split, vocabulary, held_out, rejected)
+            pad = partial(pad_with_silence, silence, seed) if split == "train" else as_it_is
+            wanted = getattr(speech.clips, split)
+            sentences = fetch_split(
+                clips, wanted, speech.language, pad, split, folder / split, vocabulary, held_out, rejected
+            )
             if not sentences:
-                rejected.show()
-                reasons = [reason for of, _, reason in rejected.items if of == split]
-                why = f"all {len(reasons)} were rejected, the first: {reasons[0]}" if reasons else "it has no rows"
-                raise UserError(f"speech.path: {speech.path}: no usable clip in {split}: {why}")
+                raise no_usable_clip("speech.path", speech.path, split, rejected)
             held_out |= sentences
+        fetch_out_of_domain(other, speech.language, paths, seed, folder, vocabulary, held_out, rejected)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)
 
 
+def fetch_out_of_domain(
+    other: OutOfDomain | Literal["none"],
+    language: str,
+    paths: Paths,
+    seed: int,
+    folder: Path,
+    vocabulary: Vocabulary,
+    held_out: set[str],
+    rejected: Rejected,
+) -> None:
+    """Write the split that is out of domain; empty where the preset names none, or one in another language."""
+    split = folder / OUT_OF_DOMAIN
+    if other == "none" or other.language != language:
+        with RaggedArrayWriter(split, "int16"):
+            pass
+        if other != "none":
+            print(f"{OUT_OF_DOMAIN}: none, it is in {other.language} and the student's speech in {language}")
+        return
+    try:
+        clips = read_clips(other.speech, "test", seed, paths.downloads / OUT_OF_DOMAIN, paths.checksums)
+        texts = fetch_split(
+            clips, other.clips, language, as_it_is, OUT_OF_DOMAIN, split, vocabulary, held_out, rejected
+        )
+    except DamagedError:
+        raise
+    except UserError as error:
+        raise UserError(str(error).replace("speech.path", "out_of_domain.speech")) from None
+    if not texts:
+        raise no_usable_clip("out_of_domain.speech", other.speech, OUT_OF_DOMAIN, rejected)
+    write_origin(split, other.speech, "speech", commit_of(other.speech), labels=labels_of(other.speech))
+
+
 def main() -> None:
     params = load_params()
-    speech, paths = load_preset(params.preset).speech, Paths(params.preset)
+    preset, paths = load_preset(params.preset), Paths(params.preset)
     try:
-        fetch(speech, params.silence, paths, params.seed)
+        fetch(preset.speech, preset.out_of_domain, params.silence, paths, params.seed)
     except DamagedError as error:
         print(error)
-        fetch(speech, params.silence, paths, params.seed)
+        fetch(preset.speech, preset.out_of_domain, params.silence, paths, params.seed)
 
 
 if __name__ == "__main__":

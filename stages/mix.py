@@ -1,7 +1,7 @@
-"""Mix speech and noise: data/<preset>/noisy/{train,validation,test}.
+"""Mix speech and noise: data/<preset>/noisy/{train,validation,test,out_of_domain}.
 
-Train: `copies` versions of each utterance at SNRs drawn from a list. Validation and test: every utterance at every
-SNR of a fixed grid, validation with training noise, test with noise that training never hears.
+Train: `copies` versions of each utterance at SNRs drawn from a list. The others: every utterance at every SNR of a
+fixed grid, validation with training noise, test and out of domain with noise that training never hears.
 """
 
 import os
@@ -14,14 +14,14 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dqlora.config import Mix, Paths, load_params
+from dqlora.config import OUT_OF_DOMAIN, Mix, Paths, load_params
 from dqlora.data.mixing import mix_int16
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 
-NOISE_SPLIT = {"train": "train", "validation": "train", "test": "test"}
+NOISE_SPLIT = {"train": "train", "validation": "train", "test": "test", OUT_OF_DOMAIN: OUT_OF_DOMAIN}
 Version = tuple[dict[str, Any], np.ndarray]  # fields of the index, int16 [samples]
 
 
@@ -66,7 +66,7 @@ def main(workers: Annotated[int, typer.Option(min=1, help="Processes to mix in."
     params = load_params()
     paths = Paths(params.preset)
     with atomic_directory(paths.noisy) as folder:
-        for split in ("train", "validation", "test"):
+        for split in NOISE_SPLIT:
             with RaggedArrayWriter(folder / split, "int16") as out:
                 for fields, samples in mix_split(split, params.mix, params.seed, paths, workers):
                     out.append(samples, **fields)

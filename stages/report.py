@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from dqlora.config import Paths, load_params, load_preset
+from dqlora.config import OUT_OF_DOMAIN, Paths, load_params, load_preset
 from dqlora.data.storage import RaggedArray, atomic_write, read_json, read_jsonl, rerun
 from dqlora.errors import UserError, run_stage
-from dqlora.evaluation.results import Row
+from dqlora.evaluation.results import Row, out_of_domain_in_words
 from dqlora.report.charts import Curve
 from dqlora.report.render import Inputs, RunSettings, render
 
@@ -92,6 +92,8 @@ def main() -> None:
     output = paths.metrics / "report.html"
     atomic_write(output, page)
     print(f"{output}: {len(page.encode()) / 1e6:.1f} MB, open it in a browser")
+    if OUT_OF_DOMAIN in inputs.evaluate:
+        print(out_of_domain_in_words(inputs.evaluate[OUT_OF_DOMAIN]))
 
 
 if __name__ == "__main__":

@@ -118,6 +118,12 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
     return splits
 
 
+def test_recordings(folder: Path) -> list[Recording]:
+    """The recordings below `folder`, or below its test/ where it has one; raises UserError where there is no folder."""
+    existing_folder(folder, "out_of_domain.noise", "give a folder of recordings, or `out_of_domain: none`")
+    return _recordings(folder / "test" if (folder / "test").is_dir() else folder)
+
+
 def unused_files(folder: Path) -> list[str]:
     """Files below `folder` whose names are not those of recordings."""
     return sorted(str(file.relative_to(folder)) for file in _files(folder) if not _is_audio(file))

@@ -43,6 +43,25 @@ def verdict(reduction: Estimate) -> Verdict:
     return "worse" if reduction.high < 0 else "no difference shown"
 
 
+def in_words(reduction: dict[str, float]) -> str:
+    """A relative WER reduction with its interval, as "5.2 % lower [1.0, 9.1]" or "2.0 % higher [-1.0, 5.3]"."""
+    sign = 1 if reduction["relative"] >= 0 else -1
+    low, high = sorted(100 * sign * reduction[end] for end in ("ci_low", "ci_high"))
+    return f"{abs(100 * reduction['relative']):.1f} % {'lower' if sign == 1 else 'higher'} [{low:.1f}, {high:.1f}]"
+
+
+def out_of_domain_in_words(metrics: dict[str, Any]) -> str:
+    """What `evaluate.json` says of the speech out of domain, a line.
+
+    It warns where the student lost: in noise by any measure, on clean speech beyond the interval.
+    """
+    reductions = metrics["wer_reduction"]
+    found = ", ".join(f"{name} WER {in_words(reductions[name])}" for name in ("noisy", "clean"))
+    lost = reductions["noisy"]["relative"] < 0 or reductions["clean"]["ci_high"] < 0
+    way_out = "; lower train.wise_ft_alpha keeps more of the base, speech of more kinds helps" if lost else ""
+    return f"{'warning: ' * lost}out of domain: {found} than the base's{way_out}"
+
+
 @dataclass(frozen=True)
 class Group:
     """Predictions that share a condition or a noise category: how many, and each system's WER."""

@@ -1,4 +1,4 @@
-"""The test set: every utterance clean and in each of its mixtures."""
+"""The test set, and that out of domain: every utterance clean and in each of its mixtures."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ from dqlora.data.storage import RaggedArray
 CLEAN = "clean"  # the condition of a clip that is not mixed; that of a mixture is its SNR, as "10 dB"
 
 
-def test_clips(paths: Paths) -> tuple[list[dict[str, Any]], list[np.ndarray]]:
-    """Every test utterance clean and at every SNR: rows (id, condition, reference, ...) and int16 [samples] each."""
-    clean, noisy = RaggedArray(paths.clean / "test"), RaggedArray(paths.noisy / "test")
+def test_clips(paths: Paths, split: str = "test") -> tuple[list[dict[str, Any]], list[np.ndarray]]:
+    """A split's utterances, clean and at every SNR: rows (id, condition, reference, ...) and int16 [samples] each."""
+    clean, noisy = RaggedArray(paths.clean / split), RaggedArray(paths.noisy / split)
     rows, clips = [], []
     for item in clean.items:
         rows.append({"id": item["id"], "condition": CLEAN, "reference": item["transcript"]})

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from dqlora.errors import UserError, first_line
 
-METRICS = ("clean.base", "clean.distilled", "noisy.base", "noisy.distilled", "wer_reduction", "ci_low", "ci_high")
+METRICS = ("base.clean", "clean", "base.noisy", "noisy", "gain", "low", "high", "out_of_domain")  # of summary.json
 ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
 
 Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat names of metrics, parameters and deps
@@ -30,7 +30,7 @@ def experiments(commits: int = 1) -> list[Row]:
 
 
 def comparison(rows: list[Row]) -> Table:
-    """One line an experiment that has metrics: WERs and interval in %, then the settings in which it differs.
+    """One line an experiment that has metrics: WERs, gain and interval in %, then the settings in which it differs.
 
     The lines of a preset are compared only among experiments of that preset.
     """
@@ -41,13 +41,14 @@ def comparison(rows: list[Row]) -> Table:
     for condition in ("clean", "noisy"):
         table.add_column(f"WER {condition}:\nbase, distilled", justify="right", no_wrap=True)
     table.add_column("lower in noise by\n\\[interval]", justify="right", no_wrap=True)
+    table.add_column("out of\ndomain", justify="right", no_wrap=True)
     table.add_column("settings that differ", overflow="fold")
     for row, metrics in shown:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
         gain = f"{wer[4]} \\[{wer[5]}, {wer[6]}]"
         settings = [f"{name.rpartition(':')[2]}: {row[name]}" for name in _differing([each for each, _ in shown], row)]
         pairs = (f"{before}, {after:>4}" for before, after in (wer[:2], wer[2:4]))
-        table.add_row(row["Experiment"] or row["rev"], *pairs, gain, "\n".join(settings))
+        table.add_row(row["Experiment"] or row["rev"], *pairs, gain, wer[7], "\n".join(settings))
     return table
 
 

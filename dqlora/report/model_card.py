@@ -10,15 +10,14 @@ import jinja2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
-from dqlora.config import Paths, Preset
+from dqlora.config import OUT_OF_DOMAIN, Paths, Preset
 from dqlora.data.hub import HUB
 from dqlora.data.origin import ORIGIN, Kind, Origin, public_name
 from dqlora.data.storage import fingerprint, read_json, read_jsonl, rerun
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError, first_line
-from dqlora.evaluation.metrics import CONFIDENCE, relative_wer_reduction, score, summed
-from dqlora.evaluation.results import Estimate, Scores
-from dqlora.evaluation.test_set import CLEAN
+from dqlora.evaluation.metrics import CONFIDENCE
+from dqlora.evaluation.results import Estimate, Scores, in_words
 from dqlora.models.export import PROCESSOR, blank_token, save_processor
 from dqlora.models.gate import entropy_threshold
 from dqlora.models.run import RUN, read_run
@@ -88,10 +87,7 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
     """
     run, measured = recorded_run(paths), recorded_test(paths)
     rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate"))
-    language, draws, seed = measured["language"], measured["bootstrap_draws"], measured["seed"]
-    scores = Scores(rows, language, draws, seed)
-    errors = {name: score(rows, name, language) for name in ("base", "distilled")}
-    noisy = {name: summed([one for at, one in found.items() if at != CLEAN]) for name, found in errors.items()}
+    scores = Scores(rows, measured["language"], measured["bootstrap_draws"], measured["seed"])
     licences = licences_of(preset, run, measured)
     licence, reason = adapter_licence(licences)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
@@ -103,7 +99,7 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
         "duration": _duration,
         "estimate": _estimate,
         "origin": _origin,
-        "relative": _relative,
+        "in_words": in_words,
         "snrs": _snrs,
     }
     return environment.get_template("card.md.j2").render(
@@ -123,10 +119,8 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
         confidence=CONFIDENCE,
         clean=scores.overall(noisy=False),
         noisy=scores.overall(noisy=True),
-        reduction={
-            "noisy": relative_wer_reduction(noisy["base"], noisy["distilled"], draws, seed),
-            "clean": relative_wer_reduction(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
-        },
+        reduction=measured["metrics"]["wer_reduction"],
+        out_of_domain=measured["metrics"].get(OUT_OF_DOMAIN),
     )
 
 
@@ -165,13 +159,6 @@ def _estimate(estimate: Estimate) -> str:
     if estimate.low is None or estimate.high is None:
         return text
     return f"{text} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def _relative(reduction: dict[str, float]) -> str:
-    lower = "lower" if reduction["relative"] >= 0 else "higher"
-    sign = 1 if reduction["relative"] >= 0 else -1
-    low, high = sorted(100 * sign * reduction[end] for end in ("ci_low", "ci_high"))
-    return f"WER {abs(100 * reduction['relative']):.1f} % {lower} [{low:.1f}, {high:.1f}]"
 
 
 def prepare(repository: str, preset: Preset, paths: Paths, folder: Path) -> None:

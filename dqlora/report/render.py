@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from dqlora.config import OUT_OF_DOMAIN
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.evaluation.metrics import CONFIDENCE
 from dqlora.evaluation.results import (
@@ -78,7 +79,11 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
     rows = inputs.predictions
     settings = inputs.settings
     scores = Scores(rows, settings.language, settings.bootstrap_draws, settings.seed)
-    reductions = {condition: _reduction(inputs.evaluate, condition) for condition in ("noisy", CLEAN)}
+    reductions = {
+        f"{domain}{condition}": _reduction(inputs.evaluate, domain, condition)
+        for domain in ("", f"{OUT_OF_DOMAIN}.")
+        for condition in ("noisy", CLEAN)
+    }
     conditions = scores.by("condition", noisy_only=False)
     in_order = sorted(conditions, key=lambda group: math.inf if group.name == CLEAN else group.snr_db, reverse=True)
     categories = scores.by("category", noisy_only=True)
@@ -98,6 +103,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         },
         reductions=reductions,
         verdicts={condition: verdict(reduction) for condition, reduction in reductions.items()},
+        out_of_domain=OUT_OF_DOMAIN in inputs.evaluate,
         utterances=len({row["id"] for row in rows}),
         conditions=in_order,
         categories=categories,
@@ -126,9 +132,9 @@ def metric(values: dict[str, Any], name: str) -> float | None:
     return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def _reduction(evaluate: dict[str, Any], condition: str) -> Estimate:
+def _reduction(evaluate: dict[str, Any], domain: str, condition: str) -> Estimate:
     names = ("relative", "ci_low", "ci_high")
-    return Estimate(*(metric(evaluate, f"wer_reduction.{condition}.{name}") for name in names))
+    return Estimate(*(metric(evaluate, f"{domain}wer_reduction.{condition}.{name}") for name in names))
 
 
 def group_rejected(items: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:

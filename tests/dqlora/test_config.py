@@ -47,7 +47,7 @@ def changed(tmp_path: Path, name: str, value: object) -> Path:
         ("student.quantize", "int8", "student.quantize: Input should be 'nf4' or 'none' (got 'int8')"),
         ("student.adapt", "full", "student: adapt: full trains the weights themselves and needs quantize: none"),
         ("distill.frames", "letters", "distill.frames: Input should be 'all', 'nonblank' or 'around_nonblank'"),
-        ("train.base_reads", 0.9, "train.base_reads: unknown parameter; known here: learning_rate, warmup_ratio,"),
+        ("train.base_reads", 0.9, "train.base_reads: unknown parameter; known here: warmup_ratio,"),
         ("train.wise_ft_alpha", 0, "train.wise_ft_alpha: Input should be greater than 0 (got 0)"),
         ("gate.quantile", 1, "gate.quantile: Input should be less than 1 (got 1)"),
         ("seed", True, "seed: Input should be a valid integer (got True)"),

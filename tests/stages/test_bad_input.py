@@ -264,7 +264,8 @@ def test_each_split_says_how_many_clips_it_has(
         "validation: 2 clips, 0.1 min, 0 rejected",
         f"train: 3 clips, 0.1 min, {bad} rejected",
     ]
-    assert lines[3:4] == [f"rejected: {bad}"] * (bad > 0)
+    assert lines[3] == "out_of_domain: 40 clips, 1.8 min, 0 rejected"
+    assert lines[4:5] == [f"rejected: {bad}"] * (bad > 0)
     assert [line.partition(",")[0] for line in captured.err.splitlines()] == [
         "warning: test has 2",
         "warning: validation has 2",

@@ -122,3 +122,29 @@ def test_what_is_not_used_is_counted_and_named(local: Path, tmp_path: Path, caps
     told = capsys.readouterr().out
     assert "train/phone.m4a: not readable as audio" in told
     assert "not used, by their names no recordings: 1 (train/memo.xyz)" in told
+
+
+def test_noise_out_of_domain_is_every_recording_of_its_folder_and_none_of_training(local: Path, tmp_path: Path) -> None:
+    write_noise(tmp_path / "noise")
+    (tmp_path / "other").mkdir()
+    for number in range(2):
+        soundfile.write(tmp_path / f"other/wind_{number}.wav", hiss(3, seed=50 + number), RATE)
+    trained = next((tmp_path / "noise/train").iterdir())
+    (tmp_path / "other/again.wav").write_bytes(trained.read_bytes())
+    preset = yaml.safe_load((local / "presets/local.yaml").read_text())
+    preset["out_of_domain"]["noise"] = str(tmp_path / "other")
+    (local / "presets/local.yaml").write_text(yaml.safe_dump(preset))
+    fetch_noise.main()
+    assert set(stored(local, "out_of_domain")) == {"wind_0.wav", "wind_1.wav"}
+    (local / "presets/local.yaml").write_text(yaml.safe_dump(preset | {"out_of_domain": "none"}))
+    fetch_noise.main()
+    assert not stored(local, "out_of_domain")
+
+
+def test_noise_out_of_domain_that_is_missing_ends_it(local: Path, tmp_path: Path) -> None:
+    write_noise(tmp_path / "noise")
+    preset = yaml.safe_load((local / "presets/local.yaml").read_text())
+    preset["out_of_domain"]["noise"] = str(tmp_path / "nowhere")
+    (local / "presets/local.yaml").write_text(yaml.safe_dump(preset))
+    with pytest.raises(UserError, match=r"out_of_domain\.noise: .*nowhere: no such folder"):
+        fetch_noise.main()

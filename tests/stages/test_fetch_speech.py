@@ -9,13 +9,13 @@ import pytest
 import soundfile
 
 from dqlora.config import Paths, Silence
-from dqlora.data.storage import RaggedArray, RaggedArrayWriter
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter, read_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, UserError
 from stages import fetch_speech
 from stages.train_teacher_head import load_examples
 from tests.conftest import RATE, tone, write_audiofolder
-from tests.stages.test_bad_input import local  # noqa: F401
+from tests.stages.test_bad_input import local, set_preset  # noqa: F401
 
 WORDS = ("one", "two", "three", "four")
 
@@ -146,3 +146,41 @@ def test_splits_that_are_too_small_are_named(speech: Path, clean: Path, capsys: 
     fetch_speech.main()
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2 and "test has 4, too few" in warnings[0] and "validation has 4" in warnings[1]
+
+
+def test_speech_out_of_domain_is_another_corpus_and_shares_no_sentence(
+    speech: Path, clean: Path, tmp_path: Path
+) -> None:
+    other = write_audiofolder(
+        tmp_path / "other/test", ["turn it off", "train sentence one", "open the door"], seconds=0.5
+    )
+    set_preset(clean.parents[2], out_of_domain__speech=other.parent)
+    fetch_speech.main()
+    assert set(texts(clean, "out_of_domain").values()) == {"TURN IT OFF", "OPEN THE DOOR"}
+    assert rejected(clean) == {"out_of_domain/test-1.wav": "its sentence stands in another split too"}
+    assert read_json(clean / "out_of_domain/origin.json", "")["source"] == "own recordings (other)"
+    assert len(texts(clean, "train")) == 4
+
+
+@pytest.mark.parametrize("none", [True, False])
+def test_where_there_is_none_in_the_language_the_split_is_empty(
+    none: bool, speech: Path, clean: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if none:
+        set_preset(clean.parents[2], out_of_domain="none")
+    else:
+        set_preset(clean.parents[2], speech__language="fr")
+    fetch_speech.main()
+    assert len(RaggedArray(clean / "out_of_domain")) == 0
+    said = "out_of_domain: none, it is in en and the student's speech in fr\n"
+    assert (said in capsys.readouterr().out) == (not none)
+
+
+def test_speech_out_of_domain_that_cannot_be_used_ends_it(speech: Path, clean: Path, tmp_path: Path) -> None:
+    set_preset(clean.parents[2], out_of_domain__speech=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"out_of_domain\.speech: .*nowhere: no such folder"):
+        fetch_speech.main()
+    other = write_audiofolder(tmp_path / "other/test", ["train sentence one"], seconds=0.5)
+    set_preset(clean.parents[2], out_of_domain__speech=other.parent)
+    with pytest.raises(UserError, match=r"out_of_domain\.speech: .*other: no usable clip in out_of_domain: all 1 were"):
+        fetch_speech.main()

@@ -14,7 +14,7 @@ from dqlora.data.audio import to_int16
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from tests.conftest import tone
 
-CLIPS = {"train": 5, "validation": 2, "test": 3}
+CLIPS = {"train": 5, "validation": 2, "test": 3, "out_of_domain": 0}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fetched(project: Path) -> Paths:
         with RaggedArrayWriter(paths.clean / split, "int16") as out:
             for number in range(count):
                 out.append(to_int16(tone(0.5, 150 + 20 * number)), id=f"{split}-{number}", text="A")
-    for split in ("train", "test"):
+    for split in ("train", "test", "out_of_domain"):
         with RaggedArrayWriter(paths.noise / split, "int16") as out:
             out.append(np.arange(-800, 800, dtype=np.int16), id=f"{split}-saw", category="saw")
     return paths
@@ -40,6 +40,7 @@ def test_a_log_has_a_line_for_each_split(workers: int, fetched: Paths, project: 
     assert "\r" not in ended.stderr
     mix = yaml.safe_load((project / "params.yaml").read_text())["mix"]
     versions = {"train": mix["copies"], "validation": len(mix["test_snr_db"]), "test": len(mix["test_snr_db"])}
+    versions["out_of_domain"] = 0
     for split, count in CLIPS.items():
         assert len(RaggedArray(fetched.noisy / split)) == count * versions[split]
 

@@ -57,6 +57,8 @@ OUTPUTS = {
     "evaluate": "metrics/fleurs/test",
     "export": "models/fleurs/exported",
 }
+# The command of docs/metrics.md
+EXP_SHOW = ("exp", "show", "--only-changed", "--keep", ".*base|low|high", "--drop", "/|Created|out_of_domain")
 CHANGING = {"profile": "metrics/fleurs/costs.json", "report": "metrics/fleurs/report.html"}  # with every run
 ENVIRONMENT = {
     **os.environ,
@@ -242,7 +244,9 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
         assert evaluate[system]["noisy"]["wer"] == pytest.approx(mean)
     for condition in ("noisy", "clean"):
         assert set(evaluate["wer_reduction"][condition]) == {"relative", "ci_low", "ci_high"}
-    assert set(evaluate) == {"base", "distilled", "teacher", "wer_reduction", "adapter_mb"}
+    assert set(evaluate) == {"base", "distilled", "teacher", "wer_reduction", "adapter_mb", "out_of_domain"}
+    other = evaluate["out_of_domain"]
+    assert set(other) == {"base", "distilled", "wer_reduction"} and set(other["wer_reduction"]) == {"noisy", "clean"}
     train = json.loads((project / "metrics/fleurs/train.json").read_text())
     assert {"steps", "trainable_parameters", "trainable_ratio", "rejected"} <= set(train)
     memory = {"peak_rss_mb", "peak_gpu_mb"}
@@ -253,10 +257,12 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     training = json.loads((project / "metrics/fleurs/curves/metrics.json").read_text())
     assert {"seconds", "rtfx"} | memory <= set(training)
     summary = json.loads((project / "metrics/fleurs/summary.json").read_text())
-    assert summary["noisy"] == {name: evaluate[name]["noisy"]["wer"] for name in ("base", "distilled")}
-    assert summary["clean"] == {name: evaluate[name]["clean"]["wer"] for name in ("base", "distilled")}
-    reduction = evaluate["wer_reduction"]["noisy"]
-    assert [summary[name] for name in ("wer_reduction", "ci_low", "ci_high")] == list(reduction.values())
+    for found, name in ((summary["base"], "base"), (summary, "distilled")):
+        for condition in ("clean", "noisy"):
+            assert found[condition] == pytest.approx(evaluate[name][condition]["wer"], abs=6e-5)
+    for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high")):
+        assert summary[short] == pytest.approx(evaluate["wer_reduction"]["noisy"][name], abs=6e-5)
+    assert summary["out_of_domain"] == pytest.approx(other["wer_reduction"]["noisy"]["relative"], abs=6e-5)
 
     def leaves(value: object) -> Iterator[object]:
         if isinstance(value, dict):
@@ -279,11 +285,16 @@ def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: 
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     ended = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
     assert stages_run(ended.stdout) == ["train", "evaluate", "export", "profile", "report"]
-    assert "clean.base" in run("dvc", "metrics", "show", folder=project).stdout
+    assert "base.clean" in run("dvc", "metrics", "show", folder=project).stdout
     evaluated = run("dvc", "metrics", "diff", "--targets", "metrics/fleurs/evaluate.json", "--all", folder=project)
     assert "base.snr.10.wer" in evaluated.stdout
-    shown = run("dvc", "exp", "show", "--only-changed", "--drop", "/|Created", "--no-pager", folder=project).stdout
-    assert "lambda_distill" in shown and max(map(len, shown.splitlines())) <= 120
+    for more in (0.3, 2.5):
+        run("dvc", "exp", "run", "-S", f"lambda_distill={more}", "evaluate", folder=project)
+    shown = run("dvc", *EXP_SHOW, folder=project, COLUMNS="400").stdout.splitlines()
+    assert max(map(len, shown)) <= 120
+    columns = ["base.clean", "base.noisy", "clean", "noisy", "gain", "low", "high", "lambda_distill"]
+    assert shown[1].split() == ["Experiment", *columns]
+    assert len([line for line in shown if "├──" in line or "└──" in line]) == 3
     compared = run("dqlora", "compare", folder=project, COLUMNS="120").stdout
     for text in ("WER clean", "WER noisy", "base", "distilled", "[interval]", "lambda_distill", " 0.5 ", " 1.0 "):
         assert text in compared

@@ -145,6 +145,21 @@ def test_verdict_follows_the_interval(run: Paths, low: float, high: float, said:
     assert f"[{low * 100:.1f}, {high * 100:.1f}] %".replace("-", "−") in text
 
 
+def test_what_it_does_out_of_domain_stands_in_the_headline_and_in_the_last_line(
+    run: Paths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "Out of domain" not in shown(page(run))
+    lost = {"relative": -0.044, "ci_low": -0.08, "ci_high": -0.01}
+    other = {name: metrics(0, 0)[name] for name in ("base", "distilled")}
+    other["wer_reduction"] = {"noisy": lost, "clean": {"relative": 0.0, "ci_low": 0.0, "ci_high": 0.0}}
+    write_json(run.metrics / "evaluate.json", metrics(0.021, 0.186) | {"out_of_domain": other})
+    text = shown(page(run))
+    assert "Out of domain, on speech and noise neither trained nor chosen on: noisy WER" in text
+    assert "[−8.0, −1.0] % , worse; clean" in text
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("warning: out of domain: noisy WER 4.4 % higher [1.0, 8.0]")
+
+
 def test_transcripts_are_escaped(run: Paths) -> None:
     html = page(run)
     assert "<script" not in html

@@ -1,7 +1,15 @@
 import numpy as np
 import pytest
 
-from dqlora.evaluation.results import SYSTEMS, Estimate, Scores, best_and_worst, compare, verdict
+from dqlora.evaluation.results import (
+    SYSTEMS,
+    Estimate,
+    Scores,
+    best_and_worst,
+    compare,
+    out_of_domain_in_words,
+    verdict,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,3 +63,31 @@ def test_an_utterance_is_shown_once_and_improvements_are_real() -> None:
     best, worst = best_and_worst(rows, {"base": base, "distilled": distilled})
     assert best == [0, 5]  # saved 4 and 1; the clean row does not count
     assert worst == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("noisy", "clean", "expected", "warns"),
+    [
+        (
+            (0.052, 0.01, 0.091),
+            (0.0, 0.0, 0.0),
+            "out of domain: noisy WER 5.2 % lower [1.0, 9.1], clean WER 0.0 % lower [0.0, 0.0] than the base's",
+            False,
+        ),
+        ((0.1, 0.0, 0.2), (-0.04, -0.1, 0.03), "clean WER 4.0 % higher [-3.0, 10.0] than the base's", False),
+        ((-0.02, -0.05, 0.01), (0.0, 0.0, 0.0), "noisy WER 2.0 % higher [-1.0, 5.0], clean", True),
+        (
+            (0.1, 0.0, 0.2),
+            (-0.3, -0.4, -0.2),
+            "clean WER 30.0 % higher [20.0, 40.0] than the base's; lower train.wise",
+            True,
+        ),
+    ],
+)
+def test_what_is_lost_out_of_domain_is_a_warning_with_a_way_out(
+    noisy: tuple, clean: tuple, expected: str, warns: bool
+) -> None:
+    names = ("relative", "ci_low", "ci_high")
+    reductions = {"noisy": dict(zip(names, noisy, strict=True)), "clean": dict(zip(names, clean, strict=True))}
+    said = out_of_domain_in_words({"wer_reduction": reductions})
+    assert expected in said and said.startswith("warning: ") == warns == ("; lower train" in said)

@@ -11,8 +11,8 @@ from rich.console import Console
 from dqlora.errors import UserError
 from dqlora.report.compare import comparison, experiments
 
-FOUND = {"clean.base": 0.0734, "clean.distilled": 0.0804, "noisy.base": 0.7657, "noisy.distilled": 0.5338}
-GAIN = {"wer_reduction": 0.3029, "ci_low": 0.2506, "ci_high": 0.3602}
+FOUND = {"base.clean": 0.0734, "clean": 0.0804, "base.noisy": 0.7657, "noisy": 0.5338}
+GAIN = {"gain": 0.3029, "low": 0.2506, "high": 0.3602, "out_of_domain": -0.0312}
 SAME = {"seed": 0, "models/mini/adapter": "1234", "stages/train.py": "ab", "typ": "baseline", "Created": "06:12 AM"}
 
 
@@ -33,7 +33,16 @@ def test_a_sweep_fits_a_terminal_and_names_what_it_shows() -> None:
     rows = [row(None, lambda_distill=1.0), *(row(f"sweep-{value}", lambda_distill=value) for value in (0.3, 0.5, 2.0))]
     text = shown(rows)
     assert max(map(len, text.splitlines())) <= 120
-    for part in ("WER clean", "WER noisy", "base", "distilled", "lower in noise", "[interval]", "lambda_distill"):
+    for part in (
+        "WER clean",
+        "WER noisy",
+        "base",
+        "distilled",
+        "lower in noise",
+        "[interval]",
+        "domain",
+        "lambda_distill",
+    ):
         assert part in text
     [line] = [line for line in text.splitlines() if "sweep-0.5" in line]
     assert line.split() == [
@@ -45,6 +54,7 @@ def test_a_sweep_fits_a_terminal_and_names_what_it_shows() -> None:
         "30.3",
         "[25.1,",
         "36.0]",
+        "-3.1",
         "lambda_distill:",
         "0.5",
     ]
@@ -68,7 +78,7 @@ def test_presets_keep_their_own_metrics_and_their_lines_do_not_crowd_the_table(w
 
 def test_what_has_no_metrics_is_left_out_and_what_lacks_one_shows_it() -> None:
     queued = {**dict.fromkeys(row(None)), "Experiment": "queued"}
-    partial = row("few clips") | {"ci_low": None, "ci_high": None}
+    partial = row("few clips") | {"low": None, "high": None, "out_of_domain": None}
     text = shown([row("whole"), queued, partial])
     assert "queued" not in text
     assert "30.3 [-, -]" in text

@@ -26,7 +26,6 @@ from tests.conftest import ROOT, tone
 CPU = torch.device("cpu")
 LORA = Lora(r=4, alpha=8, dropout=0.1, target_modules=["q_proj", "k_proj", "v_proj", "out_proj"])
 TRAIN = Train(
-    learning_rate=3e-3,
     warmup_ratio=0.1,
     weight_decay=0.0,
     gradient_clip=1.0,
@@ -36,7 +35,7 @@ TRAIN = Train(
     patience=99,
 )
 TARGET = make_target(Distill(target="whisper_logits", temperature=1.0, frames="all", layer=1))
-BUDGET = Budget(steps=6, batch_seconds=4, validate_every=2)
+BUDGET = Budget(steps=6, learning_rate=3e-3, batch_seconds=4, validate_every=2)
 TEXTS = ["HELLO", "GOOD DAY", "YES", "ALL IS WELL"]
 
 
@@ -112,7 +111,7 @@ def test_one_batch_can_be_overfitted(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    budget = Budget(steps=250, batch_seconds=30, validate_every=50)
+    budget = Budget(steps=250, learning_rate=3e-3, batch_seconds=30, validate_every=50)
     settings = TRAIN.model_copy(update={"mask_time_prob": 0.0})
     progress = train(
         model, examples[:3], vocabulary, tmp_path / "state.safetensors",
@@ -195,7 +194,7 @@ def test_a_diverged_run_says_what_to_lower(
 ) -> None:
     model = add_lora(load_student(student_folder, "none", CPU), LORA, seed=0)
     broken = [Example(np.full_like(e.features, np.nan), e.labels, e.text) for e in examples]
-    with pytest.raises(UserError, match=r"diverged.*train\.learning_rate"):
+    with pytest.raises(UserError, match=r"diverged.*budget\.learning_rate"):
         train(model, broken, vocabulary, tmp_path / "state.safetensors", lambda_distill=0.0)
 
 
@@ -286,13 +285,13 @@ for module in model.modules():
         module.dropout = 0.0
 target = make_target(Distill(target="whisper_logits", temperature=1.0, frames="all", layer=1))
 settings = Train(
-    learning_rate=1e-2, warmup_ratio=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.3,
+    warmup_ratio=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.3,
     wise_ft_alpha=1.0, patience=99,
 )
 progress = train_student(
     DistillationLoss(model, vocabulary.blank, target, 32, lambda_distill=0.5),
     TrainingData(examples, examples, vocabulary, "en"),
-    Plan(settings, Budget(steps=6, batch_seconds=3, validate_every=1), seed=0),
+    Plan(settings, Budget(steps=6, learning_rate=1e-2, batch_seconds=3, validate_every=1), seed=0),
     out.with_suffix(".safetensors"),
     accelerator,
 )

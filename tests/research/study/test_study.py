@@ -20,7 +20,7 @@ from dqlora.evaluation.metrics import Errors, relative_wer_reduction
 from dqlora.models.lora import add_lora
 from dqlora.models.wav2vec2 import load_student
 from research.study import sources
-from research.study.runner import changed, make_once
+from research.study.runner import job_of, make_once
 from research.study.table import (
     DRAWS,
     SEED,
@@ -203,9 +203,10 @@ def test_synthetic_speech_is_trained_on_and_nothing_else(
 
 def test_every_variant_is_a_valid_setting() -> None:
     params = load_params(ROOT / "params.yaml")
-    for variant in VARIANTS.values():
-        assert changed(params, variant, seed=3).seed == 3
-    assert changed(params, VARIANTS[LOGITS], 0).distill.target == "base_logits"
+    for variant in VARIANTS:
+        assert job_of(params, variant, steps=5, seed=3).params.seed == 3
+    assert job_of(params, LOGITS, steps=5, seed=0).params.distill.target == "base_logits"
+    assert job_of(params, "CTC only, learning rate 1e-3", steps=5, seed=0).learning_rate == 1e-3
     assert set(FINALISTS) <= set(VARIANTS)
 
 
