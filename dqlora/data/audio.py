@@ -31,6 +31,7 @@ REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
 OGG_HEADER = 27  # bytes of a page before its table of segments (RFC 3533)
 MAX_FRAME_BYTES = 1792  # of MP3 and AAC: the last frame of a recording that was broken off
+TRIMMED_FRAMES = 4  # of MP3: an encoder's delay and padding, which its header has players leave out, are shorter
 OPPOSED = -0.3  # correlation of two channels below which one is taken as the other with its poles swapped
 
 # FFmpeg's demuxers that hold the sound themselves; its playlists, which open other files and addresses, are none
@@ -52,7 +53,7 @@ CHUNKS = {
 # Lengths that stand for "unknown" in what was written to a pipe, where no program can go back to fill in the real one:
 # sox 0x7ffff000, arecord 0x7fffff00, others 0x80000000, 0xffffffff, -1 or 0
 UNKNOWN_LENGTHS = (range(-1, 1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
-SLACK_BYTES = 1024  # by which a chunk's length may be too large: 32 ms at 16 kHz and 16 bits, less than a phone lasts
+SLACK_BYTES = 128  # by which a chunk's length may be too large: some count the header in
 
 
 def read_audio(source: Path | bytes) -> np.ndarray:
@@ -106,6 +107,8 @@ def stream_audio(file: BinaryIO) -> tuple[float | None, Iterator[np.ndarray]]:
     size = file.seek(0, io.SEEK_END)
     if not size:
         raise BadAudio("empty file")
+    if tag := _id3_bytes(file):
+        file, size = _Part(file, tag, size), max(0, size - tag)
     starts, runs_on = _chunk_layout(file, size)
     starts = starts or _ogg_layout(file, size) or [0]
     parts = [_Part(file, start, end) for start, end in pairwise([*starts, size])]
@@ -209,11 +212,15 @@ class _Sound:
         return None
 
     def frames(self) -> Iterator[Frame]:
-        done, expected, failed = 0.0, None, None
+        done = coded = longest = 0.0  # s: decoded, in the packets, in one of them
+        expected, failed, packet_end = None, None, 0
         try:
             for packet in self._container.demux(self._stream):
                 if failed:
                     raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
+                seconds = float((packet.duration or 0) * packet.time_base)
+                coded, longest = coded + seconds, max(longest, seconds)
+                packet_end = max(packet_end, (packet.pos or 0) + packet.size)
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
@@ -231,6 +238,11 @@ class _Sound:
             raise error if isinstance(error, BadAudio) else BadAudio(_unreadable(error)) from None
         if self.seconds is not None and done < self.seconds - SLACK_SECONDS:
             raise BadAudio(f"truncated file ({done:.1f} of {self.seconds:.1f} s)")
+        if self._format == "mp3" and coded - done > TRIMMED_FRAMES * longest:
+            raise BadAudio(f"damaged file ({coded - done:.1f} s are left out)")
+        if self.seconds is None and "matroska" in self._format and not self._container.streams.video:
+            if packet_end < self._container.size - MAX_FRAME_BYTES:
+                raise BadAudio(f"damaged file (at {done:.1f} s)")
         if failed and (self._format not in ("mp3", "aac") or failed.size > MAX_FRAME_BYTES):
             raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
 
@@ -392,15 +404,19 @@ def _ogg_checksum(page: bytes) -> bytes:
     return checksum.to_bytes(4, "big").translate(REVERSED_BITS)
 
 
+def _id3_bytes(file: BinaryIO) -> int:
+    """Length of the ID3 tag before the sound, of MP3 and of other formats (ID3v2, section 3.1: 7 bits a byte)."""
+    file.seek(0)
+    if (tag := file.read(10))[:3] != b"ID3":
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
+
+
 def _has_frame_count(file: _Part) -> bool:
     """Whether an MP3 file has a Xing header whose count of frames is that of the whole file, not of its first part."""
     file.seek(0)
-    start = 0
-    if (tag := file.read(10))[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
-    file.seek(start)
     xing = re.match(rb"\xff.{8,38}?(?:Xing|Info)\0\0\0([\3\7\x0b\x0f]).{4}(.{4})", file.read(64), re.DOTALL)
-    return xing is not None and file.seek(0, io.SEEK_END) - start <= 17 / 16 * int.from_bytes(xing[2], "big")
+    return xing is not None and file.seek(0, io.SEEK_END) <= 17 / 16 * int.from_bytes(xing[2], "big")
 
 
 def to_16khz(samples: np.ndarray, rate: int) -> np.ndarray:
