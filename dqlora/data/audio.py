@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain, groupby, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -107,8 +107,8 @@ def stream_audio(file: BinaryIO) -> tuple[float | None, Iterator[np.ndarray]]:
     size = file.seek(0, io.SEEK_END)
     if not size:
         raise BadAudio("empty file")
-    if tag := _id3_bytes(file):
-        file, size = _Part(file, tag, size), max(0, size - tag)
+    if tag := min(size, _id3_bytes(file)):
+        file, size = cast(BinaryIO, _Part(file, tag, size)), size - tag
     starts, runs_on = _chunk_layout(file, size)
     starts = starts or _ogg_layout(file, size) or [0]
     parts = [_Part(file, start, end) for start, end in pairwise([*starts, size])]
@@ -240,9 +240,9 @@ class _Sound:
             raise BadAudio(f"truncated file ({done:.1f} of {self.seconds:.1f} s)")
         if self._format == "mp3" and coded - done > TRIMMED_FRAMES * longest:
             raise BadAudio(f"damaged file ({coded - done:.1f} s are left out)")
-        if self.seconds is None and "matroska" in self._format and not self._container.streams.video:
-            if packet_end < self._container.size - MAX_FRAME_BYTES:
-                raise BadAudio(f"damaged file (at {done:.1f} s)")
+        is_unmeasured = self.seconds is None and "matroska" in self._format and not self._container.streams.video
+        if is_unmeasured and packet_end < self._container.size - MAX_FRAME_BYTES:
+            raise BadAudio(f"damaged file (at {done:.1f} s)")
         if failed and (self._format not in ("mp3", "aac") or failed.size > MAX_FRAME_BYTES):
             raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
 

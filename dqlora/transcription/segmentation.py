@@ -38,7 +38,7 @@ class Piece:
 
     samples: np.ndarray  # float32, with context
     first_frame: int  # of `samples`
-    own: list[tuple[int, int | None]]  # spans of frames that count: the first, the one after the last (None: to the end)
+    own: list[tuple[int, int | None]]  # spans that count: first frame, and the one after the last (None: to the end)
     ends_in_pause: bool
 
 
@@ -81,7 +81,8 @@ def pieces(
             samples, after_pause = window.copy(), in_pause
             if after_pause:
                 samples[: own - start] = 0
-            before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends, NOISY_END if noisy else EDGE)
+            edge = NOISY_END if noisy else EDGE
+            before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends, edge)
             if in_pause:
                 samples[before:] = 0
             own_frames = own // FRAME_HOP, None if before == len(held) else (start + before) // FRAME_HOP
