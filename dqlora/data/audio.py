@@ -50,6 +50,7 @@ CHUNKS = {
     b"caff": (8, struct.Struct(">4sq"), 0, 1),
     b"riff": (40, struct.Struct("<16sQ"), 24, 8),  # W64
 }
+UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)  # of WAV's codings: integer, float, A-law, mu-law, extensible
 # Lengths that stand for "unknown" in what was written to a pipe, where no program can go back to fill in the real one:
 # sox 0x7ffff000, arecord 0x7fffff00, others 0x80000000, 0xffffffff, -1 or 0
 UNKNOWN_LENGTHS = (range(-1, 1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
@@ -344,6 +345,8 @@ def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
                 starts.append(position)
                 position, sound = begin + 4, None
                 continue
+        if name == b"fmt ":
+            _check_wav_format(file.read(16))
         if name == b"ds64":
             long_length = int.from_bytes(file.read(16)[8:], "little")
         if name[:4] in (b"data", b"SSND"):
@@ -361,6 +364,18 @@ def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
     if sound is None:
         raise BadAudio("truncated file")
     return starts, False
+
+
+def _check_wav_format(chunk: bytes) -> None:
+    """Raise BadAudio if uncompressed sound's `fmt ` chunk contradicts itself: nobody can tell which number is right."""
+    if len(chunk) < 16:
+        raise BadAudio("truncated file")
+    coding, channels, rate, bytes_per_second, block, bits = struct.unpack("<HHIIHH", chunk)
+    if coding in UNCOMPRESSED and (bytes_per_second not in (0, rate * block) or channels * bits > 8 * block):
+        raise BadAudio(
+            f"contradictory header ({rate} Hz, {channels} channels, {bits} bits, {bytes_per_second} bytes per second); "
+            "if it sounds right, convert it: ffmpeg -i FILE out.wav"
+        )
 
 
 def _ogg_layout(file: BinaryIO, size: int) -> list[int]:
