@@ -30,7 +30,7 @@ SLACK_SECONDS = 0.05  # a length in a header may be wrong by this much: less tha
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
 OGG_HEADER = 27  # bytes of a page before its table of segments (RFC 3533)
-MAX_FRAME_BYTES = 1792  # of MP3 and AAC: the last frame of a recording that was broken off
+TRAILER_BYTES = 2048  # of a WebM file that does not say its length, after its last packet: an index, tags
 TRIMMED_FRAMES = 4  # of MP3: an encoder's delay and padding, which its header has players leave out, are shorter
 OPPOSED = -0.3  # correlation of two channels below which one is taken as the other with its poles swapped
 
@@ -214,7 +214,8 @@ class _Sound:
 
     def frames(self) -> Iterator[Frame]:
         done = coded = longest = 0.0  # s: decoded, in the packets, in one of them
-        expected, failed, packet_end = None, None, 0
+        largest = packet_end = 0  # bytes of a packet that was decoded; where the last packet ends
+        expected = failed = None
         try:
             for packet in self._container.demux(self._stream):
                 if failed:
@@ -227,6 +228,7 @@ class _Sound:
                 except av.FFmpegError:
                     failed = packet
                     continue
+                largest = max(largest, packet.size)
                 for frame in frames:
                     if self._format in ("ogg", "flac") and frame.pts is not None:
                         start = frame.pts * float(frame.time_base or 0)
@@ -242,9 +244,10 @@ class _Sound:
         if self._format == "mp3" and coded - done > TRIMMED_FRAMES * longest:
             raise BadAudio(f"damaged file ({coded - done:.1f} s are left out)")
         is_unmeasured = self.seconds is None and "matroska" in self._format and not self._container.streams.video
-        if is_unmeasured and packet_end < self._container.size - MAX_FRAME_BYTES:
+        if is_unmeasured and packet_end < self._container.size - TRAILER_BYTES:
             raise BadAudio(f"damaged file (at {done:.1f} s)")
-        if failed and (self._format not in ("mp3", "aac") or failed.size > MAX_FRAME_BYTES):
+        # the last frame of MP3 and AAC that were broken off is no fault; what is larger than a frame has lost others
+        if failed and (self._format not in ("mp3", "aac") or failed.size > largest):
             raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
 
 
