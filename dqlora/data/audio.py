@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator
 from itertools import chain, groupby, pairwise
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import av
 import numpy as np
@@ -30,7 +30,8 @@ SLACK_SECONDS = 0.05  # a length in a header may be wrong by this much: less tha
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 OGG_PAGE = 27 + 255 + 255 * 255  # bytes of the largest page (RFC 3533)
 OGG_HEADER = 27  # bytes of a page before its table of segments (RFC 3533)
-MAX_FRAME_BYTES = 1792  # of MP3 and AAC: the last frame of a recording that was broken off
+TRAILER_BYTES = 2048  # of a WebM file that does not say its length, after its last packet: an index, tags
+TRIMMED_FRAMES = 4  # of MP3: an encoder's delay and padding, which its header has players leave out, are shorter
 OPPOSED = -0.3  # correlation of two channels below which one is taken as the other with its poles swapped
 
 # FFmpeg's demuxers that hold the sound themselves; its playlists, which open other files and addresses, are none
@@ -49,10 +50,11 @@ CHUNKS = {
     b"caff": (8, struct.Struct(">4sq"), 0, 1),
     b"riff": (40, struct.Struct("<16sQ"), 24, 8),  # W64
 }
+UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)  # of WAV's codings: integer, float, A-law, mu-law, extensible
 # Lengths that stand for "unknown" in what was written to a pipe, where no program can go back to fill in the real one:
 # sox 0x7ffff000, arecord 0x7fffff00, others 0x80000000, 0xffffffff, -1 or 0
 UNKNOWN_LENGTHS = (range(-1, 1), range(0x7FFF0000, 0x80000001), range(0xFFFF0000, 0x100000000))
-SLACK_BYTES = 1024  # by which a chunk's length may be too large: 32 ms at 16 kHz and 16 bits, less than a phone lasts
+SLACK_BYTES = 128  # by which a chunk's length may be too large: some count the header in
 
 
 def read_audio(source: Path | bytes) -> np.ndarray:
@@ -106,6 +108,8 @@ def stream_audio(file: BinaryIO) -> tuple[float | None, Iterator[np.ndarray]]:
     size = file.seek(0, io.SEEK_END)
     if not size:
         raise BadAudio("empty file")
+    if tag := min(size, _id3_bytes(file)):
+        file, size = cast(BinaryIO, _Part(file, tag, size)), size - tag
     starts, runs_on = _chunk_layout(file, size)
     starts = starts or _ogg_layout(file, size) or [0]
     parts = [_Part(file, start, end) for start, end in pairwise([*starts, size])]
@@ -209,16 +213,22 @@ class _Sound:
         return None
 
     def frames(self) -> Iterator[Frame]:
-        done, expected, failed = 0.0, None, None
+        done = coded = longest = 0.0  # s: decoded, in the packets, in one of them
+        largest = packet_end = 0  # bytes of a packet that was decoded; where the last packet ends
+        expected = failed = None
         try:
             for packet in self._container.demux(self._stream):
                 if failed:
                     raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
+                seconds = float((packet.duration or 0) * packet.time_base)
+                coded, longest = coded + seconds, max(longest, seconds)
+                packet_end = max(packet_end, (packet.pos or 0) + packet.size)
                 try:
                     frames = packet.decode()
                 except av.FFmpegError:
                     failed = packet
                     continue
+                largest = max(largest, packet.size)
                 for frame in frames:
                     if self._format in ("ogg", "flac") and frame.pts is not None:
                         start = frame.pts * float(frame.time_base or 0)
@@ -231,7 +241,13 @@ class _Sound:
             raise error if isinstance(error, BadAudio) else BadAudio(_unreadable(error)) from None
         if self.seconds is not None and done < self.seconds - SLACK_SECONDS:
             raise BadAudio(f"truncated file ({done:.1f} of {self.seconds:.1f} s)")
-        if failed and (self._format not in ("mp3", "aac") or failed.size > MAX_FRAME_BYTES):
+        if self._format == "mp3" and coded - done > TRIMMED_FRAMES * longest:
+            raise BadAudio(f"damaged file ({coded - done:.1f} s are left out)")
+        is_unmeasured = self.seconds is None and "matroska" in self._format and not self._container.streams.video
+        if is_unmeasured and packet_end < self._container.size - TRAILER_BYTES:
+            raise BadAudio(f"damaged file (at {done:.1f} s)")
+        # the last frame of MP3 and AAC that were broken off is no fault; what is larger than a frame has lost others
+        if failed and (self._format not in ("mp3", "aac") or failed.size > largest):
             raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
 
 
@@ -332,6 +348,8 @@ def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
                 starts.append(position)
                 position, sound = begin + 4, None
                 continue
+        if name == b"fmt ":
+            _check_wav_format(file.read(16))
         if name == b"ds64":
             long_length = int.from_bytes(file.read(16)[8:], "little")
         if name[:4] in (b"data", b"SSND"):
@@ -349,6 +367,18 @@ def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
     if sound is None:
         raise BadAudio("truncated file")
     return starts, False
+
+
+def _check_wav_format(chunk: bytes) -> None:
+    """Raise BadAudio if uncompressed sound's `fmt ` chunk contradicts itself: nobody can tell which number is right."""
+    if len(chunk) < 16:
+        raise BadAudio("truncated file")
+    coding, channels, rate, bytes_per_second, block, bits = struct.unpack("<HHIIHH", chunk)
+    if coding in UNCOMPRESSED and (bytes_per_second not in (0, rate * block) or channels * bits > 8 * block):
+        raise BadAudio(
+            f"contradictory header ({rate} Hz, {channels} channels, {bits} bits, {bytes_per_second} bytes per second); "
+            "if it sounds right, convert it: ffmpeg -i FILE out.wav"
+        )
 
 
 def _ogg_layout(file: BinaryIO, size: int) -> list[int]:
@@ -392,15 +422,19 @@ def _ogg_checksum(page: bytes) -> bytes:
     return checksum.to_bytes(4, "big").translate(REVERSED_BITS)
 
 
+def _id3_bytes(file: BinaryIO) -> int:
+    """Length of the ID3 tag before the sound, of MP3 and of other formats (ID3v2, section 3.1: 7 bits a byte)."""
+    file.seek(0)
+    if (tag := file.read(10))[:3] != b"ID3":
+        return 0
+    return 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
+
+
 def _has_frame_count(file: _Part) -> bool:
     """Whether an MP3 file has a Xing header whose count of frames is that of the whole file, not of its first part."""
     file.seek(0)
-    start = 0
-    if (tag := file.read(10))[:3] == b"ID3":
-        start = 10 + sum((byte & 0x7F) << shift for byte, shift in zip(tag[6:], (21, 14, 7, 0), strict=False))
-    file.seek(start)
     xing = re.match(rb"\xff.{8,38}?(?:Xing|Info)\0\0\0([\3\7\x0b\x0f]).{4}(.{4})", file.read(64), re.DOTALL)
-    return xing is not None and file.seek(0, io.SEEK_END) - start <= 17 / 16 * int.from_bytes(xing[2], "big")
+    return xing is not None and file.seek(0, io.SEEK_END) <= 17 / 16 * int.from_bytes(xing[2], "big")
 
 
 def to_16khz(samples: np.ndarray, rate: int) -> np.ndarray:

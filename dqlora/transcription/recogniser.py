@@ -94,7 +94,9 @@ def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
 def transcribe_file(
     recogniser: Recogniser, file: BinaryIO, on_progress: Callable[[float, float | None], None] = lambda done, all: None
 ) -> list[Word]:
-    """Words of an open recording of any length. What fits one window gets the transcript that `evaluate` gives it.
+    """Words of an open recording of any length.
+
+    What fits one window gets the transcript that `evaluate` gives it, without letters that are far from any speech.
 
     Parameters
     ----------
@@ -118,14 +120,15 @@ def transcribe_file(
     def token_ids() -> Iterator[int]:
         frame = 0
         for piece in pieces(counted()):
-            first, last = piece.own
-            yield from [recogniser.vocabulary.blank] * (first - frame)
             inside = recogniser.token_ids(to_float32(to_int16(piece.samples)))  # 16 bits, as clips are stored
-            own = inside[first - piece.first_frame : None if last is None else last - piece.first_frame]
-            yield from own.tolist()
+            for first, last in piece.own:
+                if first > frame:
+                    yield from [BREAK, *[recogniser.vocabulary.blank] * (first - frame)]
+                own = inside[first - piece.first_frame : None if last is None else last - piece.first_frame]
+                yield from own.tolist()
+                frame = first + len(own)
             if piece.ends_in_pause:
                 yield BREAK
-            frame = first + len(own)
             on_progress(frame * FRAME_HOP / SAMPLE_RATE, seconds)
 
     words = list(words_of(token_ids(), recogniser.vocabulary))

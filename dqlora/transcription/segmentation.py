@@ -1,8 +1,9 @@
 """Where a recording longer than one window is cut: at its pauses, or into pieces that overlap.
 
-What fits one window is one piece, untouched. What is longer is cut at every pause of half a second and loses what lies
-between, for a student hears noise as letters; speech that goes on for a whole window is cut at its longest pause. Quiet
-speech gets silence around it, as clips have. Noisy speech does not: silence beside noise is heard as a sound.
+What fits one window is one piece, untouched. What is longer is cut at every pause of half a second; speech that goes on
+for a whole window is cut at its longest pause. What lies far from speech does not count, for a student hears noise as
+letters. Quiet speech gets silence around it, as clips have. Noisy speech does not: silence beside noise is heard as a
+sound, and more of the noise as letters.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,9 @@ WINDOW = round(MAX_SECONDS * SAMPLE_RATE)  # samples transcribed at once: the lo
 PAUSE = SAMPLE_RATE // 2  # samples without speech at which a longer recording is always cut
 SHORTEST_PAUSE = SAMPLE_RATE // 10  # samples; to be looked for where speech goes on for a window
 CONTEXT = 50 * FRAME_HOP  # samples (1 s) on either side of those whose frames count: silence, or speech that was cut
-EDGE = 10 * FRAME_HOP  # samples (0.2 s) on either side of quiet speech whose frames still count
-NOISY_EDGE = EDGE // 2
+EDGE = 10 * FRAME_HOP  # samples (0.2 s) on either side of speech whose frames still count, where it is cut
+NOISY_END = 3 * FRAME_HOP  # after noisy speech; the detector hears its beginning late, its end not
+NEAR = 25 * FRAME_HOP  # samples (0.5 s) on either side of speech whose frames count in what is not cut
 QUIET = 20.0  # dB by which pauses are under the speech where silence is put around it
 THRESHOLD = 0.5  # probability of speech; Silero's default
 DETECTOR_HOP = 512  # samples of which Silero says one probability
@@ -31,12 +33,12 @@ DETECTOR_HOP = 512  # samples of which Silero says one probability
 class Piece:
     """A stretch of a recording to transcribe at once; frames are counted from the recording's beginning.
 
-    A frame belongs to at most one piece; what belongs to none is without speech.
+    A frame is owned by at most one piece; what none owns is without speech.
     """
 
     samples: np.ndarray  # float32, with context
     first_frame: int  # of `samples`
-    own: tuple[int, int | None]  # its own frames: the first, and the one after the last; None: all that there are
+    own: list[tuple[int, int | None]]  # spans that count: first frame, and the one after the last (None: to the end)
     ends_in_pause: bool
 
 
@@ -65,28 +67,28 @@ def pieces(
         while len(held) <= WINDOW and (block := next(blocks, None)) is not None:
             held = np.concatenate([held, block])
         ends = len(held) <= WINDOW
-        if ends and own == 0:
-            yield Piece(held, 0, (0, None), ends_in_pause=True)
-            return
         window = held[:WINDOW]
         probabilities = detector(window)
+        if ends and own == 0:
+            yield Piece(held, 0, _near_speech(probabilities, len(held)), ends_in_pause=True)
+            return
         noisy = _is_noisy(window, probabilities)
-        edge = NOISY_EDGE if noisy else EDGE
         pauses = _pauses(probabilities, own - start, len(window))
         begin, end = pauses[0].tolist() if len(pauses) else (len(window), len(window))
         if begin == own - start and (end == len(window) or end - begin > PAUSE):  # silence, of no piece
-            after, in_pause = (end if end == len(window) else end - edge), True
+            after, in_pause = (end if end == len(window) else end - EDGE), True
         else:
             samples, after_pause = window.copy(), in_pause
             if after_pause:
                 samples[: own - start] = 0
+            edge = NOISY_END if noisy else EDGE
             before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends, edge)
             if in_pause:
                 samples[before:] = 0
             own_frames = own // FRAME_HOP, None if before == len(held) else (start + before) // FRAME_HOP
             first = own - start if noisy and after_pause else 0
             last = before if noisy and in_pause else before + CONTEXT
-            yield Piece(samples[first:last], (start + first) // FRAME_HOP, own_frames, in_pause)
+            yield Piece(samples[first:last], (start + first) // FRAME_HOP, [own_frames], in_pause)
         if after == len(held):
             return
         own = (start + after) // FRAME_HOP * FRAME_HOP
@@ -102,6 +104,20 @@ def _pauses(probabilities: np.ndarray, first: int, last: int) -> np.ndarray:
     return bounds[bounds[:, 0] < bounds[:, 1]]
 
 
+def _near_speech(probabilities: np.ndarray, length: int) -> list[tuple[int, int | None]]:
+    """Spans of frames of `length` samples that are near speech; all of it where the detector hears none."""
+    if not (probabilities >= THRESHOLD).any():
+        return [(0, None)]
+    spans: list[tuple[int, int | None]] = []
+    first = 0
+    for begin, end in _pauses(probabilities, 0, length).tolist():
+        begin, end = (begin + NEAR if begin else 0), (end - NEAR if end < length else length)
+        if begin < end:
+            spans += [(first, begin // FRAME_HOP)] if begin else []
+            first = end // FRAME_HOP
+    return [*spans, (first, None)]
+
+
 def _is_noisy(samples: np.ndarray, probabilities: np.ndarray) -> bool:
     """Whether pauses are less than QUIET dB under the speech."""
     speech = np.repeat(probabilities >= THRESHOLD, DETECTOR_HOP)[: len(samples)]
@@ -109,11 +125,14 @@ def _is_noisy(samples: np.ndarray, probabilities: np.ndarray) -> bool:
 
 
 def _cut(pauses: np.ndarray, length: int, ends: bool, edge: int) -> tuple[int, int, bool]:
-    """Where in a window of `length` samples the next piece ends, where what follows begins, and if that is a pause."""
+    """Where in a window of `length` samples the next piece ends, where what follows begins, and if that is a pause.
+
+    `edge` is how much of a long pause belongs to the speech before it, in samples.
+    """
     lengths, middles = pauses[:, 1] - pauses[:, 0], pauses.mean(axis=1).astype(int)
     if (lengths >= PAUSE).any():
         begin, end = pauses[np.argmax(lengths >= PAUSE)].tolist()
-        return begin + edge, end if end == length else end - edge, True
+        return begin + edge, end if end == length else end - EDGE, True
     if ends:
         return length, length, True
     lengths = lengths * ((middles > WINDOW // 2) & (middles <= WINDOW - CONTEXT))

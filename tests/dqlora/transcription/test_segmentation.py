@@ -44,45 +44,64 @@ def test_pieces_own_every_sound_once(name: str, noise: float, size: int) -> None
     samples = recording(*RECORDINGS[name], noise=noise)
     heard, position = np.zeros(len(samples)), 0
     for piece in pieces((samples[at : at + size] for at in range(0, len(samples), size)), loud):
-        first, last = piece.own
-        assert first >= position and len(piece.samples) <= WINDOW
-        position = last or len(samples) // FRAME_HOP
-        begin, end = first * FRAME_HOP, len(samples) if last is None else last * FRAME_HOP
-        inside = piece.samples[begin - piece.first_frame * FRAME_HOP :][: end - begin]
-        np.testing.assert_allclose(inside, samples[begin:end])
-        heard[begin:end] += 1
+        assert len(piece.samples) <= WINDOW
+        for first, last in piece.own:
+            assert first >= position
+            position = last or len(samples) // FRAME_HOP
+            begin, end = first * FRAME_HOP, len(samples) if last is None else last * FRAME_HOP
+            inside = piece.samples[begin - piece.first_frame * FRAME_HOP :][: end - begin]
+            np.testing.assert_allclose(inside, samples[begin:end])
+            heard[begin:end] += 1
     assert heard.max(initial=0) <= 1
     assert heard[np.abs(samples) > 0.05].min(initial=1) == 1
 
 
 @pytest.mark.parametrize("seconds", [0.4, 12.0, 29.99, 30.0])
-def test_what_fits_a_window_is_left_as_it_is(seconds: float) -> None:
+def test_what_fits_a_window_is_left_as_it_is_and_counts_near_speech(seconds: float) -> None:
     samples = np.concatenate([recording(seconds / 4, seconds / 2), recording(seconds / 4)])
     (piece,) = pieces([samples], loud)
-    assert np.array_equal(piece.samples, samples) and piece.own == (0, None)
+    assert np.array_equal(piece.samples, samples)
+    begin, end = ((seconds / 4 + 0.5) * 50, (3 * seconds / 4 - 0.5) * 50)
+    expected = [0, pytest.approx(begin, abs=2), pytest.approx(end, abs=2), None] if seconds > 2 else [0, None]
+    assert [frame for span in piece.own for frame in span] == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "own"),
+    [
+        ((0, 9), [(0, None)]),  # the detector may be wrong: nothing is lost where it hears no speech at all
+        ((0, 4, 2), [(3.5, None)]),
+        ((2, 4), [(0, 2.5), (6, None)]),
+        ((2, 0.9, 2, 1.5, 2), [(0, 5.4), (5.9, None)]),
+    ],
+)
+def test_what_counts_in_a_window(seconds: tuple[float, ...], own: list[tuple[float, float | None]]) -> None:
+    (piece,) = pieces([recording(*seconds)], loud)
+    for found, expected in zip(piece.own, own, strict=True):
+        assert found == tuple(end if end is None else pytest.approx(50 * end, abs=2) for end in expected)
 
 
 def test_a_longer_recording_is_cut_at_its_pauses_and_loses_silence() -> None:
     found = list(pieces([recording(*RECORDINGS["long pauses"])], loud))
     assert [piece.ends_in_pause for piece in found] == [True] * 4
     for piece, begin, length in zip(found, (0, 7, 32, 104), (4, 5, 2, 3), strict=True):
-        assert piece.own[0] * FRAME_HOP == pytest.approx(max(0, begin * RATE - EDGE), abs=2 * DETECTOR_HOP)
+        assert piece.own[0][0] * FRAME_HOP == pytest.approx(max(0, begin * RATE - EDGE), abs=2 * DETECTOR_HOP)
         assert len(piece.samples) <= length * RATE + 2 * (CONTEXT + EDGE + DETECTOR_HOP)
 
 
 def test_without_a_long_pause_the_longest_is_cut_and_without_any_both_sides_are_heard() -> None:
     first, *_ = pieces([recording(*RECORDINGS["short pauses"])], loud)
-    assert first.ends_in_pause and (first.own[1] or 0) * FRAME_HOP / RATE == pytest.approx(18.15, abs=0.1)
+    assert first.ends_in_pause and (first.own[0][1] or 0) * FRAME_HOP / RATE == pytest.approx(18.15, abs=0.1)
     samples = recording(*RECORDINGS["no pause"])
     first, second, *_ = pieces([samples], loud)
-    assert not first.ends_in_pause and first.own[1] == second.own[0]
-    assert np.array_equal(second.samples[:CONTEXT], samples[(second.own[0] * FRAME_HOP) - CONTEXT :][:CONTEXT])
+    assert not first.ends_in_pause and first.own[0][1] == second.own[0][0]
+    assert np.array_equal(second.samples[:CONTEXT], samples[(second.own[0][0] * FRAME_HOP) - CONTEXT :][:CONTEXT])
 
 
 def test_quiet_speech_gets_silence_around_it_and_noisy_speech_none() -> None:
     for noise, context in ((1e-4, CONTEXT), (0.04, 0)):
         _, piece, *_ = pieces([recording(*RECORDINGS["long pauses"], noise=noise)], loud)
-        first, last = piece.own
+        ((first, last),) = piece.own
         assert last is not None
         assert (first - piece.first_frame) * FRAME_HOP == context
         after = piece.samples[(last - piece.first_frame) * FRAME_HOP :]
