@@ -64,7 +64,7 @@ def main(
     device = default_device()
     base = EncoderCTC(load_student(student, quantize, device))
     systems = {
-        "base": Recogniser(base, Vocabulary.load(student / "vocab.json"), device),
+        "base": Recogniser(base, Vocabulary.load(student / "vocab.json")),
         "distilled": load_recogniser(str(adapter), device),
     }
     noises = [read_audio(path) for path in sorted(noise.iterdir())]

@@ -232,9 +232,13 @@ class OnnxStudent:
         self.session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
         self.vocabulary = Vocabulary.load(folder / "vocab.json")
 
+    def logits(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [frames, vocabulary] of float32 [samples]."""
+        return self.session.run(None, {"audio": samples[None].astype(np.float32)})[0][0]
+
     def token_ids(self, samples: np.ndarray) -> np.ndarray:
         """The best token of each frame, int64 [frames], of float32 [samples]."""
-        return self.session.run(None, {"audio": samples[None].astype(np.float32)})[0][0].argmax(-1)
+        return self.logits(samples).argmax(-1)
 
 
 def size_mb(folder: Path) -> float:

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from dqlora.errors import UserError, first_line
 
-METRICS = ("clean.base", "clean.distilled", "noisy.base", "noisy.distilled", "wer_reduction", "ci_low", "ci_high")
+SYSTEMS = ("base", "distilled", "distilled_lm")
+METRICS = (*(f"{at}.{of}" for at in ("clean", "noisy") for of in SYSTEMS), "wer_reduction", "ci_low", "ci_high")
 ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
 
 Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat names of metrics, parameters and deps
@@ -39,15 +40,15 @@ def comparison(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, caption="WER in %; 95 % interval of a paired bootstrap", caption_justify="left")
     table.add_column("experiment", no_wrap=True)
     for condition in ("clean", "noisy"):
-        table.add_column(f"WER {condition}:\nbase, distilled", justify="right", no_wrap=True)
+        table.add_column(f"WER {condition}:\nbase, distilled, LM", justify="right", no_wrap=True)
     table.add_column("lower in noise by\n\\[interval]", justify="right", no_wrap=True)
     table.add_column("settings that differ", overflow="fold")
     for row, metrics in shown:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
-        gain = f"{wer[4]} \\[{wer[5]}, {wer[6]}]"
+        gain = f"{wer[6]} \\[{wer[7]}, {wer[8]}]"
         settings = [f"{name.rpartition(':')[2]}: {row[name]}" for name in _differing([each for each, _ in shown], row)]
-        pairs = (f"{before}, {after:>4}" for before, after in (wer[:2], wer[2:4]))
-        table.add_row(row["Experiment"] or row["rev"], *pairs, gain, "\n".join(settings))
+        systems = (f"{base}, {distilled:>4}, {lm:>4}" for base, distilled, lm in (wer[:3], wer[3:6]))
+        table.add_row(row["Experiment"] or row["rev"], *systems, gain, "\n".join(settings))
     return table
 
 
