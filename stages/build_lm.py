@@ -11,7 +11,7 @@ from dqlora.data.storage import RaggedArray, atomic_directory, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out, without_spaces
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.models.decoding import BeamSearch, Weights
-from dqlora.models.language_model import evaluate_arpa, in_the_case_of, language_model_in, train_arpa
+from dqlora.models.language_model import as_decoded, evaluate_arpa, language_model_in, train_arpa
 
 
 def transcripts(paths: Paths, split: str) -> list[str]:
@@ -43,7 +43,7 @@ def write_model(folder: Path, model: str, sentences: list[str], settings: Lm, vo
         return
     if model == "train":
         arpa = train_arpa(sentences, settings.order, settings.prune)
-        (folder / "model.arpa").write_text(arpa, encoding="utf-8")
+        (folder / "model.arpa").write_text(as_decoded(arpa, vocabulary), encoding="utf-8")
         return
     path = Path(model)
     if not path.is_file():
@@ -52,8 +52,8 @@ def write_model(folder: Path, model: str, sentences: list[str], settings: Lm, vo
     if path.suffix == ".bin":
         shutil.copyfile(path, folder / "model.bin")
     else:
-        arpa = in_the_case_of(vocabulary, path.read_text(encoding="utf-8"))
-        (folder / "model.arpa").write_text(arpa, encoding="utf-8")
+        arpa = path.read_text(encoding="utf-8")
+        (folder / "model.arpa").write_text(as_decoded(arpa, vocabulary), encoding="utf-8")
 
 
 def main() -> None:

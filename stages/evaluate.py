@@ -27,7 +27,7 @@ from dqlora.device import default_device
 from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
 from dqlora.evaluation.test_set import CLEAN, test_clips
-from dqlora.models.decoding import Decoder, greedy, load_decoder
+from dqlora.models.decoding import Decoder, decoder_settings, greedy, load_decoder
 from dqlora.models.gate import entropy_threshold, load_distilled
 from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student
 from dqlora.progress import ProgressBar
@@ -79,6 +79,7 @@ def record_of(paths: Paths, language: str, draws: int, seed: int) -> dict[str, A
     return {
         "adapter": fingerprint(paths.adapter),
         "entropy_threshold": entropy_threshold(paths.adapter),
+        "decoder": decoder_settings(paths.decoder.parent),
         "language": language,
         "bootstrap_draws": draws,
         "seed": seed,

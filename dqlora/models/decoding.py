@@ -13,7 +13,6 @@ import numpy as np
 from dqlora.data.storage import read_json, rerun
 from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import UserError, first_line
-from dqlora.models.language_model import words_of_arpa
 
 Decoder = Callable[[np.ndarray], np.ndarray]  # token ids int64 [frames] of logits float32 [frames, vocabulary]
 
@@ -85,10 +84,13 @@ class BeamSearch:
         # as the library takes them: blank is empty, and what writes nothing a letter of no script
         labels = ["" if at == vocabulary.blank else vocabulary.name(at) or chr(0xF0000 + at) for at in tokens]
         try:
-            words = words_of_arpa(language_model) if language_model and language_model.suffix == ".arpa" else None
             with _silent_stderr():  # KenLM tells how it reads
                 self._search = build_ctcdecoder(
-                    labels, language_model, words, weights.alpha, weights.beta, weights.unknown
+                    labels,
+                    language_model,
+                    alpha=weights.alpha,
+                    beta=weights.beta,
+                    unk_score_offset=weights.unknown,
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -127,6 +129,12 @@ class HotWords:
         return found if any(word in text for word in self.hotwords) else self.otherwise(logits)
 
 
+def decoder_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's decoder.json says; greedy where there is none."""
+    path = folder / DECODER
+    return GREEDY | (read_json(path, rerun("fit_decoder")) if path.exists() else {})
+
+
 def load_decoder(folder: Path, vocabulary: Vocabulary, hotwords: Sequence[str] = ()) -> Decoder:
     """How a run or an export decodes: as its decoder.json says, which the stage `fit_decoder` wrote; else greedily.
 
@@ -142,8 +150,7 @@ def load_decoder(folder: Path, vocabulary: Vocabulary, hotwords: Sequence[str] =
     UserError
         if the language model cannot be read, or the vocabulary cannot write a hot word.
     """
-    path = folder / DECODER
-    settings: dict[str, Any] = GREEDY | (read_json(path, rerun("fit_decoder")) if path.exists() else {})
+    settings = decoder_settings(folder)
     words = fit_hotwords([*settings["hotwords"], *hotwords], vocabulary, settings["language"])
     model = folder / settings["language_model"] if settings["language_model"] else None
     weights, width = Weights(**settings["weights"]), settings["beam_width"]

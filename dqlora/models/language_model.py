@@ -82,31 +82,22 @@ def read_arpa(path: Path) -> Any:
         ) from None
 
 
-def words_of_arpa(path: Path) -> list[str]:
-    """The words that an ARPA file knows."""
-    words: list[str] = []
-    with path.open(encoding="utf-8") as file:
-        inside = False
-        for line in file:
-            if line.startswith("\\"):
-                if inside:
-                    break
-                inside = line.startswith("\\1-grams:")
-            elif inside and len(fields := line.split()) > 1:
-                words.append(fields[1])
-    return [word for word in words if word not in NOT_WORDS]
+def as_decoded(arpa: str, vocabulary: Vocabulary) -> str:
+    """An ARPA file's text with its words in the case of the student's tokens, and a back-off weight for each.
 
-
-def in_the_case_of(vocabulary: Vocabulary, arpa: str) -> str:
-    """An ARPA file's text with its words in capitals or small letters, as the student's tokens are."""
+    The decoder takes only what has a back-off weight for a known word.
+    """
     change = str.upper if any(letter.isupper() for letter in vocabulary.letters) else str.lower
-    lines = []
-    for line in arpa.split("\n"):
+    lines, single = [], False
+    for line in arpa.splitlines():
         fields = line.split("\t")
-        if len(fields) > 1:
+        if line.startswith("\\"):
+            single = line.startswith("\\1-grams:")
+        elif len(fields) > 1:
             fields[1] = " ".join(word if word in NOT_WORDS else change(word) for word in fields[1].split(" "))
+            fields += ["0.0"] if single and len(fields) == 2 else []
         lines.append("\t".join(fields))
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def evaluate_arpa(path: Path, sentences: Sequence[str]) -> dict[str, Any]:

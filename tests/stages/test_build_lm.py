@@ -8,8 +8,9 @@ import pytest
 
 from dqlora.config import Paths
 from dqlora.data.storage import RaggedArrayWriter, read_json
+from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
-from dqlora.models.language_model import train_arpa, words_of_arpa
+from dqlora.models.language_model import as_decoded, read_arpa, train_arpa
 from stages import build_lm
 from tests.stages.test_bad_input import set_preset
 
@@ -47,8 +48,8 @@ def test_it_knows_the_words_of_training_and_text_and_no_sentence_that_is_held_ou
     (tmp_path / "text" / "more.txt").write_text("\n".join(lines), encoding="utf-8")
     metrics = run(Path(), text=str(tmp_path / "text"))
     assert metrics["sentences"] == 3
-    words = words_of_arpa(clips.lm / "model.arpa")
-    assert "LATE" not in words and {"BRIDGE", "CAFE", "SEVEN"} <= set(words)
+    words = set(read_arpa(clips.lm / "model.arpa").vocabulary())
+    assert "LATE" not in words and {"BRIDGE", "CAFE", "SEVEN"} <= words
     with (clips.lm / "rejected.csv").open(encoding="utf-8") as file:
         reasons = {line["id"].rpartition(":")[2]: line["reason"] for line in csv.DictReader(file)}
     assert set(reasons) == {"1", "2", "5", "6"}
@@ -61,7 +62,7 @@ def test_somebodys_model_is_taken_as_it_is_but_for_its_case(clips: Paths, tmp_pa
     arpa = train_arpa(["A FERRY", "AN OLD HARBOR"], 2, 0.0)
     (tmp_path / "mine.arpa").write_text(arpa.lower())
     metrics = run(Path(), model=str(tmp_path / "mine.arpa"))
-    assert (clips.lm / "model.arpa").read_text() == arpa
+    assert (clips.lm / "model.arpa").read_text() == as_decoded(arpa, Vocabulary.load(clips.student / "vocab.json"))
     assert metrics["unknown_ratio"] == 0.5
 
 

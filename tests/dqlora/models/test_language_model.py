@@ -8,12 +8,11 @@ import pytest
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.models.language_model import (
+    as_decoded,
     evaluate_arpa,
-    in_the_case_of,
     language_model_in,
     read_arpa,
     train_arpa,
-    words_of_arpa,
 )
 
 SENTENCES = ["THE FERRY LEAVES THE HARBOR", "THE FERRY IS SMALL", "THE HARBOR IS CLOSED"] * 2
@@ -28,8 +27,8 @@ def arpa(tmp_path: Path) -> Path:
 
 def test_its_probabilities_add_up_to_one_after_any_word(arpa: Path) -> None:
     model = read_arpa(arpa)
-    words = [*words_of_arpa(arpa), "</s>", "<unk>"]
-    assert set(words) == {*" ".join(SENTENCES).split(), "</s>", "<unk>"}
+    words = set(model.vocabulary()) - {"<s>"}
+    assert words == {*" ".join(SENTENCES).split(), "</s>", "<unk>"}
     for history in ((), ("<s>",), ("THE",), ("<s>", "THE"), ("SMALL",), ("FERRY", "IS")):
         assert sum(10 ** model.log_p_raw((*history, word)) for word in words) == pytest.approx(1, abs=1e-4), history
 
@@ -77,10 +76,16 @@ def test_what_is_no_arpa_or_cut_short_is_named(content: str, tmp_path: Path) -> 
 
 
 def test_somebody_elses_words_are_written_in_the_students_case(arpa: Path, vocabulary: Vocabulary) -> None:
-    small = arpa.read_text().lower()
-    assert in_the_case_of(vocabulary, small) == arpa.read_text()
-    lower = Vocabulary({"<pad>": 0, "|": 1, "a": 2, "b": 3})
-    assert in_the_case_of(lower, arpa.read_text()) == small
+    given = as_decoded(arpa.read_text(), vocabulary)
+    assert as_decoded(given.lower(), vocabulary) == given
+    assert as_decoded(given, Vocabulary({"<pad>": 0, "|": 1, "a": 2, "b": 3})) == given.lower()
+
+
+def test_each_word_has_a_back_off_weight_since_the_decoder_knows_no_other(vocabulary: Vocabulary) -> None:
+    arpa = "\\data\\\nngram 1=2\nngram 2=1\n\n\\1-grams:\n-0.5\ta\n-0.5\tb\t-0.1\n\n\\2-grams:\n-0.2\tb a\n\n\\end\\\n"
+    assert as_decoded(arpa, vocabulary) == arpa.replace("a\n-0.5", "a\t0.0\n-0.5").replace("\ta", "\tA").replace(
+        "\tb", "\tB"
+    ).replace("B a", "B A")
 
 
 def test_a_folder_without_a_model_has_none(tmp_path: Path) -> None:
