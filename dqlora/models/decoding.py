@@ -102,7 +102,7 @@ class BeamSearch:
         return align(log_softmax(logits), self.vocabulary.encode(self.words(logits)), self.vocabulary.blank)
 
     def words(self, logits: np.ndarray) -> str:
-        """As the vocabulary writes them, joined by a space."""
+        """The words alone, as the vocabulary writes them, joined by a space."""
         log_probs = log_softmax(logits)
         log_probs[:, self._silent] = -100
         return self._search.decode(log_probs, **self._options) if len(log_probs) else ""

@@ -31,7 +31,7 @@ STUDENT = ROOT / "presets/mini/student"
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "intermediate_dense"])
 VOCABULARY = Vocabulary.load(STUDENT / "vocab.json")
 BEAM = {
-    "method": "beam", "language_model": "lm/model.arpa", "weights": {"alpha": 0.6, "beta": 0.5, "unknown": -3.0},
+    "method": "beam", "language_model": "lm/model.arpa", "weights": {"alpha": 2.0, "beta": 0.0, "unknown": -10.0},
 }  # fmt: skip
 # Importing this project fails, and so does what it brings along
 BARE = "import sys; sys.modules |= dict.fromkeys(('dqlora', 'torchaudio', 'torchcodec', 'soxr', 'av', 'datasets'))\n"
