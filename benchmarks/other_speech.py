@@ -3,10 +3,12 @@
 python -m benchmarks.other_speech SPEECH... --noise NOISE [--run FOLDER] [--output JSON]
 
 Each SPEECH is a folder of recordings with a metadata.csv, NOISE a folder of recordings. Prints WER in % of base and
-distilled student, clean and at 10, 5 and 0 dB (each clip with DRAWS recordings), and how much lower it is in noise,
+distilled student decoded greedily, and of the distilled one as the run decodes, clean and at 10, 5 and 0 dB (each clip
+with DRAWS recordings); and how much lower it is, distilled than base, then by the run's decoder, in noise and clean,
 with the 95 % interval of a paired bootstrap over sentences.
 """
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
+from dqlora.models.decoding import greedy
 from dqlora.models.run import base_of_run, newest_run
 from dqlora.models.wav2vec2 import EncoderCTC, load_student
 from dqlora.progress import ProgressBar
@@ -33,7 +36,7 @@ BOOTSTRAP = 10_000
 
 
 def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recogniser]) -> list[dict[str, Any]]:
-    """The transcripts of each system: rows of condition, reference, base and distilled."""
+    """The transcripts of each system: rows of condition, reference, base, distilled and distilled_lm."""
     rows = []
     clips, texts = load_clips(speech)
     for number, (clip, text) in enumerate(
@@ -44,10 +47,13 @@ def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recognise
                 generator = generator_for(0, "other speech", number, condition, draw)
                 noise = to_int16(noises[generator.integers(len(noises))])
                 heard = to_float32(mix_int16(to_int16(clip), noise, snr_db, generator))
-                hypotheses = {
-                    name: system.vocabulary.decode(system.token_ids(heard).tolist()) for name, system in systems.items()
-                }
-                rows.append({"condition": condition, "reference": text, **hypotheses})
+                row: dict[str, Any] = {"condition": condition, "reference": text}
+                for name, system in systems.items():
+                    logits = system.logits(heard)
+                    row[name] = system.vocabulary.decode(greedy(logits).tolist())
+                    if system.decoder is not greedy:
+                        row[f"{name}_lm"] = system.vocabulary.decode(system.decoder(logits).tolist())
+                rows.append(row)
     return rows
 
 
@@ -64,21 +70,26 @@ def main(
     device = default_device()
     base = EncoderCTC(load_student(student, quantize, device))
     systems = {
-        "base": Recogniser(base, Vocabulary.load(student / "vocab.json"), device),
+        "base": Recogniser(base, Vocabulary.load(student / "vocab.json")),
         "distilled": load_recogniser(str(adapter), device),
     }
     noises = [read_audio(path) for path in sorted(noise.iterdir())]
-    print(f"| | {' | '.join(CONDITIONS)} | lower in noise | lower clean |\n|{' --- |' * 7}")
+    names = [*systems, *(["distilled_lm"] if systems["distilled"].decoder is not greedy else [])]
+    steps = list(pairwise(names))
+    heads = [f"{after}, {kind}" for _, after in steps for kind in ("noisy", "clean")]
+    print(f"| | {' | '.join([*CONDITIONS, *heads])} |\n|{' --- |' * (len(CONDITIONS) + len(heads) + 1)}")
     found: dict[str, Any] = {}
     for folder in speech:
         rows = measure(folder, noises, systems)
-        errors = {name: score(rows, name, language) for name in systems}
-        noisy = {name: summed([one for at, one in errors[name].items() if at != "clean"]) for name in systems}
-        pairs = {"noisy": (noisy["base"], noisy["distilled"])}
-        pairs["clean"] = (errors["base"]["clean"], errors["distilled"]["clean"])
+        errors = {name: score(rows, name, language) for name in names}
+        noisy = {name: summed([one for at, one in errors[name].items() if at != "clean"]) for name in names}
+        pairs = {}
+        for before, after in steps:
+            pairs[f"{after}, noisy"] = noisy[before], noisy[after]
+            pairs[f"{after}, clean"] = errors[before]["clean"], errors[after]["clean"]
         reductions = {name: relative_wer_reduction(*pair, BOOTSTRAP, 0) for name, pair in pairs.items()}
-        found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in systems} | reductions
-        cells = [f"{100 * errors['base'][at].wer:.1f} → {100 * errors['distilled'][at].wer:.1f}" for at in CONDITIONS]
+        found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in names} | reductions
+        cells = [" → ".join(f"{100 * errors[name][at].wer:.1f}" for name in names) for at in CONDITIONS]
         for reduction in reductions.values():
             low, high = 100 * reduction["ci_low"], 100 * reduction["ci_high"]
             cells.append(f"{100 * reduction['relative']:.1f} % [{low:.1f}, {high:.1f}]")

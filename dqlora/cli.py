@@ -50,6 +50,10 @@ def transcribe(
     output: Annotated[
         Path | None, typer.Option(help="A folder to write FILE.FORMAT to, instead of the screen.")
     ] = None,
+    hotword: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A name or term to listen for; may be given again.")
+    ] = None,
+    hotwords: Annotated[Path | None, typer.Option(metavar="FILE", help="A text file of them, one a line.")] = None,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
@@ -57,6 +61,7 @@ def transcribe(
     if output is not None:
         _check_distinct(files, output, form)
     try:
+        names = [*(hotword or []), *(_read_lines(hotwords) if hotwords else [])]
         usable = _each(files, _check_exists)
         found = find_model(model) if usable else ""
         if not (usable := _each(usable, _check_is_audio)):
@@ -67,7 +72,7 @@ def transcribe(
         from dqlora.transcription.recogniser import load_recogniser
 
         quieten_libraries()
-        recogniser = load_recogniser(found, default_device())
+        recogniser = load_recogniser(found, default_device(), names)
     except UserError as error:
         _fail(str(error))
 
@@ -184,6 +189,13 @@ def compare(
         Console().print(comparison(experiments(commits)))
     except UserError as error:
         _fail(str(error))
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise UserError(f"--hotwords {path}: no text file in UTF-8 there; give one, a name a line") from None
 
 
 def _fail(message: str) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from dqlora.errors import UserError
 
@@ -87,6 +87,22 @@ class Gate(Block):
     quantile: Ratio
 
 
+class Lm(Block):
+    order: Annotated[int, Field(ge=2, le=5)]
+    prune: Ratio
+
+
+def _split(value: Any) -> Any:
+    return [] if value == "none" else [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+
+
+class Decode(Block):
+    hotwords: Annotated[list[str], BeforeValidator(_split)]
+    method: Literal["beam", "greedy"]
+    beam_width: Annotated[int, Field(ge=1, le=1000)]
+    hotword_weight: Annotated[float, Field(ge=0, le=100)]
+
+
 class Evaluate(Block):
     bootstrap_draws: Annotated[int, Field(ge=100, le=1_000_000)]
 
@@ -121,6 +137,15 @@ class OutOfDomain(Block):
     clips: Positive
 
 
+def _as_list(value: Any) -> Any:
+    return [] if value == "none" else [value] if isinstance(value, str) else value
+
+
+class LanguageModel(Block):
+    model: str
+    text: Annotated[list[str], BeforeValidator(_as_list)]
+
+
 class Licences(Block):
     """As they stand in the model card that `dqlora push` writes."""
 
@@ -148,6 +173,7 @@ class Preset(Block):
     speech: Speech
     noise: Noise
     out_of_domain: OutOfDomain | Literal["none"]
+    lm: LanguageModel
     student: str
     teacher: str
     teacher_head: PretrainedHead
@@ -170,6 +196,8 @@ class Params(Block):
     distill: Distill
     train: Train
     gate: Gate
+    lm: Lm
+    decode: Decode
     evaluate: Evaluate
 
 
@@ -194,6 +222,8 @@ class Paths:
         self.adapter = models / "adapter"
         self.exported = models / "exported"
         self.gate = models / "gate.json"
+        self.lm = models / "lm"
+        self.decoder = models / "decoder.json"
         self.checkpoints = models / "checkpoints"
         self.metrics = root / "metrics" / preset
         self.costs = self.metrics / "costs.json"

@@ -41,7 +41,9 @@ STAGES = {
     "mix": (1, 2, "speech in noise", BLUE),
     "extract_features": (2, 2, "the frozen CNN, once", BLUE),
     "train": (3, 2, "LoRA on a 4-bit student", BLUE),
-    "transcribe_teacher": (2, 3, "Whisper’s transcripts", INK),
+    "build_lm": (1, 3, "n-grams of words", PURPLE),
+    "fit_decoder": (3, 3, "weights of the search", PURPLE),
+    "transcribe_teacher": (2, 4, "Whisper’s transcripts", INK),
     "evaluate": (4, 0, "WER, before and after", INK),
     "export": (4, 1, "merged and ONNX", INK),
     "profile": (4, 2, "RTF and memory", INK),
@@ -52,7 +54,7 @@ STAGE_WIDTH, STAGE_HEIGHT, COLUMN, ROW = 146, 46, 176, 90
 
 def pipeline() -> Drawing:
     """The stages of dvc.yaml and what each needs of the others, without the needs that other arrows imply."""
-    drawing = Drawing(WIDTH, 370, "The pipeline: targets come from clean speech, the student hears the same in noise.")
+    drawing = Drawing(WIDTH, 460, "The pipeline: targets come from clean speech, the student hears the same in noise.")
     needs = direct_needs(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
     if misplaced := sorted(needs.keys() ^ STAGES.keys()):
         raise UserError(f"research/figures.py: STAGES and dvc.yaml differ in {', '.join(misplaced)}")

@@ -1,4 +1,7 @@
-"""Evaluate base student, distilled student and teacher on the same clips: metrics/<preset>, predictions."""
+"""Evaluate base student, distilled student and teacher on the same clips: metrics/<preset>, predictions.
+
+Both students are decoded greedily, and once more, as `base_lm` and `distilled_lm`, where the run decodes otherwise.
+"""
 
 import csv
 import json
@@ -25,12 +28,10 @@ from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
 from dqlora.evaluation.results import in_words, out_of_domain_in_words
 from dqlora.evaluation.test_set import CLEAN, test_clips
+from dqlora.models.decoding import Decoder, decoder_settings, greedy, load_decoder
 from dqlora.models.gate import entropy_threshold, load_distilled
-from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
+from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student
 from dqlora.progress import ProgressBar
-
-SYSTEMS = ("base", "distilled", "teacher")
-STUDENTS = SYSTEMS[:2]
 
 
 def teacher_transcripts(path: Path, rows: list[dict[str, Any]]) -> list[str]:
@@ -43,10 +44,20 @@ def teacher_transcripts(path: Path, rows: list[dict[str, Any]]) -> list[str]:
         raise UserError(f"{path}: lacks {' at '.join(error.args[0])}; {way_out}") from None
 
 
-def transcribe_all(student: EncoderCTC, vocabulary: Vocabulary, clips: list[np.ndarray], name: str) -> list[str]:
-    """Transcripts of int16 [samples] each, one clip at a time."""
-    progress = ProgressBar(clips, f"{name} transcribes", unit=" clips")
-    return [transcribe(student, vocabulary, to_float32(clip)) for clip in progress]
+def transcribe_all(
+    student: EncoderCTC,
+    vocabulary: Vocabulary,
+    clips: list[np.ndarray],
+    name: str,
+    decoders: dict[str, Decoder],
+) -> list[dict[str, str]]:
+    """By each decoder, named by the student's name and the decoder's: transcripts of int16 [samples], a clip a time."""
+    progress = ProgressBar(clips, f"{name} student transcribes", unit=" clips")
+    found = (clip_logits(student, to_float32(clip)) for clip in progress)
+    return [
+        {name + suffix: vocabulary.decode(decoder(logits).tolist()) for suffix, decoder in decoders.items()}
+        for logits in found
+    ]
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -62,29 +73,34 @@ def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
     Names are short and digits four: beside an experiment's name and one parameter they fit 120 columns.
     """
     base, distilled = (
-        {condition: round(metrics[name][condition]["wer"], 4) for condition in ("clean", "noisy")} for name in STUDENTS
+        {condition: round(metrics[name][condition]["wer"], 4) for condition in ("clean", "noisy")}
+        for name in ("base", "distilled")
     )
     gain = metrics["wer_reduction"]["noisy"]
     summary = {"base": base, **distilled}
     summary |= {
         short: round(gain[name], 4) for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high"))
     }
+    if "distilled_lm" in metrics:
+        summary["lm"] = {at: round(metrics["distilled_lm"][at]["wer"], 4) for at in ("clean", "noisy")}
     if OUT_OF_DOMAIN in metrics:
         summary[OUT_OF_DOMAIN] = round(metrics[OUT_OF_DOMAIN]["wer_reduction"]["noisy"]["relative"], 4)
     return summary
 
 
-def measure(
-    rows: list[dict[str, Any]], systems: tuple[str, ...], language: str, draws: int, seed: int
-) -> dict[str, Any]:
-    """WER and CER of each system, clean and in noise, and the distilled student's reductions against its base."""
+def measure(rows: list[dict[str, Any]], systems: list[str], language: str, draws: int, seed: int) -> dict[str, Any]:
+    """WER and CER of each system, clean and in noise; how much lower the distilled one's is, and with the model."""
     errors = {system: score(rows, system, language) for system in systems}
-    noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in STUDENTS}
+    noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in systems}
     metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in systems}
-    metrics["wer_reduction"] = {
-        "noisy": relative_wer_reduction(noisy["base"], noisy["distilled"], draws, seed),
-        "clean": relative_wer_reduction(errors["base"][CLEAN], errors["distilled"][CLEAN], draws, seed),
-    }
+    compared = {"wer_reduction": ("base", "distilled")}
+    if "distilled_lm" in systems:
+        compared["lm_wer_reduction"] = ("distilled", "distilled_lm")
+    for name, (before, after) in compared.items():
+        metrics[name] = {
+            "noisy": relative_wer_reduction(noisy[before], noisy[after], draws, seed),
+            "clean": relative_wer_reduction(errors[before][CLEAN], errors[after][CLEAN], draws, seed),
+        }
     return metrics
 
 
@@ -93,6 +109,7 @@ def record_of(paths: Paths, metrics: dict[str, Any], language: str, draws: int, 
     record = {
         "adapter": fingerprint(paths.adapter),
         "entropy_threshold": entropy_threshold(paths.adapter),
+        "decoder": decoder_settings(paths.decoder.parent),
         "language": language,
         "bootstrap_draws": draws,
         "seed": seed,
@@ -124,30 +141,35 @@ def main() -> None:
         row["teacher"] = teacher
 
     distilled = load_distilled(paths.student, paths.adapter, params.student.quantize, device)
-    distilled_texts = transcribe_all(distilled, vocabulary, clips + other_clips, "distilled student")
+    decoder = load_decoder(paths.decoder.parent, vocabulary)
+    decoders: dict[str, Decoder] = {"": greedy}
+    if decoder is not greedy:
+        decoders["_lm"] = decoder
+    distilled_texts = transcribe_all(distilled, vocabulary, clips + other_clips, "distilled", decoders)
     adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
     base = EncoderCTC(load_student(paths.student, params.student.quantize, device))
-    base_texts = transcribe_all(base, vocabulary, clips + other_clips, "base student")
+    base_texts = transcribe_all(base, vocabulary, clips + other_clips, "base", decoders)
     for row, before, after in zip(rows + others, base_texts, distilled_texts, strict=True):
-        row |= {"base": before, "distilled": after}
+        row |= before | after
 
     draws, seed = params.evaluate.bootstrap_draws, params.seed
-    metrics = measure(rows, SYSTEMS, language, draws, seed) | {"adapter_mb": adapter_mb}
+    students = [*base_texts[0], *distilled_texts[0]]
+    systems = [*students, "teacher"]
+    metrics = measure(rows, systems, language, draws, seed) | {"adapter_mb": adapter_mb}
     if others:
-        metrics[OUT_OF_DOMAIN] = measure(others, STUDENTS, language, draws, seed)
+        metrics[OUT_OF_DOMAIN] = measure(others, students, language, draws, seed)
     with atomic_directory(paths.metrics / "test") as folder:
-        write_csv(folder / "wer_by_snr.csv", wer_by(rows, "snr_db", SYSTEMS, language))
-        write_csv(folder / "wer_by_noise.csv", wer_by(rows, "category", SYSTEMS, language))
+        write_csv(folder / "wer_by_snr.csv", wer_by(rows, "snr_db", systems, language))
+        write_csv(folder / "wer_by_noise.csv", wer_by(rows, "category", systems, language))
         for name, predictions in (("predictions", rows), (OUT_OF_DOMAIN, others)):
             with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
         write_json(folder / "record.json", record_of(paths, metrics, language, draws, seed))
     write_json(paths.metrics / "evaluate.json", metrics)
     write_json(paths.metrics / "summary.json", summary_of(metrics))
-    for system in SYSTEMS:
-        print(
-            f"{system:>9}: clean WER {metrics[system]['clean']['wer']:.1%}, noisy {metrics[system]['noisy']['wer']:.1%}"
-        )
+    for system in systems:
+        clean, mixed = (metrics[system][condition]["wer"] for condition in ("clean", "noisy"))
+        print(f"{system:>12}: WER clean {clean:.1%}, noisy {mixed:.1%}")
     print(f"noisy WER {in_words(metrics['wer_reduction']['noisy'])} than the base's")
     if OUT_OF_DOMAIN in metrics:
         print(out_of_domain_in_words(metrics[OUT_OF_DOMAIN]))

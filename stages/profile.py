@@ -16,11 +16,16 @@ from dqlora.device import default_device
 from dqlora.errors import run_stage
 from dqlora.evaluation.profiling import peak_memory_mb, real_time_factor
 from dqlora.evaluation.test_set import test_clips
+from dqlora.models.decoding import Decoder, greedy, load_decoder
 from dqlora.models.export import OnnxStudent
 from dqlora.models.gate import load_distilled
-from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
+from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student, transcribe
 
 CLIPS = 60  # of the test set, spread evenly over its conditions: a sample is enough
+
+
+def decoded(student: EncoderCTC, decoder: Decoder, vocabulary: Vocabulary, samples: np.ndarray) -> str:
+    return vocabulary.decode(decoder(clip_logits(student, samples)).tolist())
 
 
 def main() -> None:
@@ -33,6 +38,11 @@ def main() -> None:
     distilled = load_distilled(paths.student, paths.adapter, params.student.quantize, default_device())
     rtf = real_time_factor(partial(transcribe, distilled, vocabulary), clips, "distilled student")
     costs = {"distilled": {"rtf": rtf, **peak_memory_mb()}}  # nothing else has been loaded yet
+    decoder = load_decoder(paths.decoder.parent, vocabulary)
+    if decoder is not greedy:
+        with_decoder = partial(decoded, distilled, decoder, vocabulary)
+        rtf = real_time_factor(with_decoder, clips, "distilled student, decoded by beam search")
+        costs["distilled_lm"] = {"rtf": rtf, **peak_memory_mb()}
     del distilled
     merged = EncoderCTC(load_student(paths.exported / "merged", "none", torch.device("cpu")))
     onnx = OnnxStudent(paths.exported / "onnx")
@@ -43,7 +53,7 @@ def main() -> None:
     costs |= {name: {"rtf": real_time_factor(run, clips, name)} for name, run in exports.items()}
     write_json(paths.costs, costs)
     for name, found in costs.items():
-        print(f"{name:>9}: RTF {found['rtf']:.3f}")
+        print(f"{name:>12}: RTF {found['rtf']:.3f}")
 
 
 if __name__ == "__main__":

@@ -143,7 +143,10 @@ class Vocabulary:
     def decode(self, frames: list[int]) -> str:
         """Greedy CTC decoding: repeats merged, blanks dropped. `frames` holds one token id a frame."""
         merged = [token for before, token in zip([None, *frames], frames, strict=False) if token != before]
-        text = " ".join("".join(self.name(token) for token in merged).split())
+        return self.lower(" ".join("".join(self.name(token) for token in merged).split()))
+
+    def lower(self, text: str) -> str:
+        """In small letters, as transcripts are shown."""
         return _lower(text, "tr") if self._dotted_capitals else text.lower()
 
     def name(self, token: int) -> str:

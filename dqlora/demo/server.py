@@ -43,6 +43,7 @@ from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.evaluation.metrics import count_errors
 from dqlora.evaluation.results import SYSTEMS, compare
+from dqlora.models.decoding import load_decoder
 from dqlora.models.run import RUN, base_of_run, find_model
 from dqlora.models.wav2vec2 import EncoderCTC, load_student
 from dqlora.models.whisper import Teacher
@@ -196,7 +197,8 @@ def load(source: str | None, device: torch.device) -> Demo:
         student, quantize = base_of_run(folder)
         preset = student.parents[1].name
         unadapted = EncoderCTC(load_student(student, quantize, device))
-        base = Recogniser(unadapted, Vocabulary.load(student / "vocab.json"), device)
+        vocabulary = Vocabulary.load(student / "vocab.json")
+        base = Recogniser(unadapted, vocabulary, load_decoder(folder.parent, vocabulary))
         systems[SYSTEMS["base"]] = partial(student_transcript, base)
         systems[SYSTEMS["distilled"]] = partial(student_transcript, load_recogniser(model, device))
     else:

@@ -12,10 +12,13 @@ from dqlora.evaluation.metrics import Errors, count_errors, per_sentence, relati
 from dqlora.evaluation.test_set import CLEAN
 
 SYSTEMS = {"base": "Base student", "distilled": "Distilled student", "teacher": "Teacher"}
+LM_SYSTEMS = {"base_lm": "Base student, language model", "distilled_lm": "Distilled student, language model"}
 CLIPS_A_LIST = 6
 FEWEST_SENTENCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
 
-Row = dict[str, Any]  # one prediction: id, condition, reference, base, distilled, teacher; noisy ones snr_db, category
+# one prediction: id, condition, reference, each system's transcript (LM_SYSTEMS' where the run has a language model);
+# noisy ones snr_db, category
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class Scores:
     def __init__(self, rows: list[Row], language: str, draws: int, seed: int):
         self.rows, self._draws, self._seed = rows, draws, seed
         references = [row["reference"] for row in rows]
-        self.errors = {system: count_errors(references, [row[system] for row in rows], language) for system in SYSTEMS}
+        systems = [*SYSTEMS, *(system for system in LM_SYSTEMS if rows and system in rows[0])]
+        self.errors = {system: count_errors(references, [row[system] for row in rows], language) for system in systems}
 
     def by(self, field: str, noisy_only: bool) -> list[Group]:
         """One group for each value of `field`, in the order of their names."""

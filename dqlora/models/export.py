@@ -5,7 +5,9 @@ import logging
 import shutil
 import tempfile
 import warnings
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from transformers import Wav2Vec2ForCTC
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.data.text import Vocabulary
+from dqlora.models.decoding import DECODER, Weights, decoder_settings
 from dqlora.models.gate import entropy_threshold, mean_entropy
 from dqlora.models.wav2vec2 import backbone_of, frame_geometry, load_student, normalise_waves, project_features
 
@@ -29,23 +32,29 @@ nothing of the project that made it.{gate}
 
 ## merged/, for transformers
 
-`pip install transformers torch soundfile`
+`pip install transformers torch soundfile{decoder}`
 
 ```python
+import json
+
 import numpy as np
 import soundfile
-from transformers import pipeline
+import torch
+from transformers import Wav2Vec2ForCTC
 
 {read}
-recogniser = pipeline("automatic-speech-recognition", model="merged")
-print(recogniser({{"raw": audio, "sampling_rate": 16000}})["text"])
-```
+audio = (audio - audio.mean()) / np.sqrt(audio.var() + 1e-7)
+model = Wav2Vec2ForCTC.from_pretrained("merged").eval()
+with torch.inference_mode():
+    logits = model(torch.from_numpy(audio[None])).logits[0].numpy()
 
-Given the name of a file instead, transformers calls the program ffmpeg, which may not be there.
+with open("merged/vocab.json", encoding="utf-8") as file:
+    tokens = json.load(file)
+{merged_decode}```
 
 ## onnx/, for onnxruntime
 
-`pip install onnxruntime soundfile`
+`pip install onnxruntime soundfile{decoder}`
 
 ```python
 import json
@@ -56,13 +65,28 @@ import soundfile
 
 {read}
 session = onnxruntime.InferenceSession("onnx/model.onnx")
-best = session.run(None, {{"audio": audio[None]}})[0][0].argmax(axis=-1)
+logits = session.run(None, {{"audio": audio[None]}})[0][0]
 
 with open("onnx/vocab.json", encoding="utf-8") as file:
-    letters = {{index: token for token, index in json.load(file).items() if {is_letter}}}
-text = "".join(letters.get(index, "") for index in best[np.diff(best, prepend=-1) != 0])
+    tokens = json.load(file)
+{onnx_decode}```
+"""
+GREEDY_LINES = """\
+letters = {{index: token for token, index in tokens.items() if {is_letter}}}
+best = logits.argmax(-1)
+text = "".join(letters.get(index, "") for index in best[np.diff(best, prepend=-1) != 0].tolist())
 print(" ".join(text.replace({delimiter}, " ").lower().split()))
-```
+"""
+BEAM_LINES = """\
+from ctc_beam_decoder import build_ctcdecoder
+
+writes = {{{blank}: "", {delimiter}: " "}}
+labels = [writes.get(token, token) for token in sorted(tokens, key=tokens.get)]
+logits[:, [index for token, index in tokens.items() if len(token) > 1 and token != {blank}]] = -100
+decoder = build_ctcdecoder(
+    labels, {language_model}, alpha={alpha}, beta={beta}, unk_score_offset={unknown}
+)
+print(decoder.decode(logits, beam_width={beam_width}).lower())
 """
 READ = """\
 audio, rate = soundfile.read("recording.wav", always_2d=True)  # or FLAC, OGG, MP3
@@ -90,21 +114,57 @@ def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> 
     save_merged(merged, student, folder / "merged")
     audio = FromAudio(merged) if threshold is None else GatedFromAudio(merged, widened(student, quantize), threshold)
     save_onnx(audio, student, folder / "onnx")
-    (folder / "README.md").write_text(readme(student, threshold is not None), encoding="utf-8")
+    for name in ("merged", "onnx"):
+        settings = save_decoder(adapter.parent, folder / name)
+    (folder / "README.md").write_text(readme(student, threshold is not None, settings), encoding="utf-8")
 
 
-def readme(student: Path, gated: bool) -> str:
+def save_decoder(run: Path, folder: Path) -> dict[str, Any]:
+    """Write how a run's folder decodes into another, decoder.json with its language model; what stands in it."""
+    settings = decoder_settings(run)
+    if settings["language_model"]:
+        source = run / settings["language_model"]
+        settings |= {"language_model": source.name}
+        shutil.copyfile(source, folder / source.name)
+    write_json(folder / DECODER, settings)
+    return settings
+
+
+def readme(student: Path, gated: bool, settings: dict[str, Any]) -> str:
     """How to turn a recording into text with each of the two folders, in lines that run as they stand."""
     vocabulary = Vocabulary.load(student / "vocab.json")
-    blank = blank_token(vocabulary)
-    is_letter = "len(token) == 1" + (f" and token != {json.dumps(blank)}" if len(blank) == 1 else "")
+
+    def lines(folder: str) -> str:
+        return decode_lines(vocabulary, settings, json.dumps(f"{folder}/{settings['language_model']}"))
+
     return README.format(
         seconds=LONGEST,
         gate=GATED if gated else "",
         read=READ,
-        is_letter=is_letter,
-        delimiter=json.dumps(vocabulary.delimiter),
+        decoder=" ctc-beam-decoder" if settings["method"] == "beam" else "",
+        merged_decode=lines("merged"),
+        onnx_decode=lines("onnx"),
     )
+
+
+def decode_lines(vocabulary: Vocabulary, settings: dict[str, Any], language_model: str) -> str:
+    """Python that prints the text of `logits`, a NumPy array [frames, vocabulary], where `tokens` have their index.
+
+    Parameters
+    ----------
+    settings
+        of decoder.json.
+    language_model
+        an expression for the path of the language model.
+    """
+    blank = blank_token(vocabulary)
+    named = {"blank": json.dumps(blank), "delimiter": json.dumps(vocabulary.delimiter)}
+    if settings["method"] == "greedy":
+        is_letter = "len(token) == 1" + (f" and token != {named['blank']}" if len(blank) == 1 else "")
+        return GREEDY_LINES.format(is_letter=is_letter, **named)
+    weights = asdict(Weights(**settings["weights"]))
+    model = language_model if settings["language_model"] else "None"
+    return BEAM_LINES.format(language_model=model, beam_width=settings["beam_width"], **weights, **named)
 
 
 def blank_token(vocabulary: Vocabulary) -> str:
@@ -232,9 +292,13 @@ class OnnxStudent:
         self.session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
         self.vocabulary = Vocabulary.load(folder / "vocab.json")
 
+    def logits(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [frames, vocabulary] of float32 [samples]."""
+        return self.session.run(None, {"audio": samples[None].astype(np.float32)})[0][0]
+
     def token_ids(self, samples: np.ndarray) -> np.ndarray:
         """The best token of each frame, int64 [frames], of float32 [samples]."""
-        return self.session.run(None, {"audio": samples[None].astype(np.float32)})[0][0].argmax(-1)
+        return self.logits(samples).argmax(-1)
 
 
 def size_mb(folder: Path) -> float:

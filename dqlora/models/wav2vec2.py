@@ -230,13 +230,19 @@ class EncoderCTC(nn.Module):
 
 
 @torch.inference_mode()
-def transcribe(student: EncoderCTC, vocabulary: Vocabulary, samples: np.ndarray) -> str:
-    """Greedy transcript of one clip, float32 [samples] at 16 kHz. A clip shorter than a frame is empty."""
-    if frames_of(base_of(student.model).config, len(samples)) == 0:
-        return ""
+def clip_logits(student: EncoderCTC, samples: np.ndarray) -> np.ndarray:
+    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz; none if shorter than a frame."""
+    config = base_of(student.model).config
+    if frames_of(config, len(samples)) == 0:
+        return np.empty((0, config.vocab_size), np.float32)
     features = cnn_features(student.model, samples)
     logits = student(features[None], torch.tensor([len(features)], device=features.device))
-    return vocabulary.decode(logits[0].argmax(-1).tolist())
+    return logits[0].float().cpu().numpy()
+
+
+def transcribe(student: EncoderCTC, vocabulary: Vocabulary, samples: np.ndarray) -> str:
+    """Greedy transcript of one clip, float32 [samples] at 16 kHz. A clip shorter than a frame is empty."""
+    return vocabulary.decode(clip_logits(student, samples).argmax(-1).tolist())
 
 
 @torch.inference_mode()

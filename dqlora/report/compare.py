@@ -9,7 +9,10 @@ from rich.table import Table
 
 from dqlora.errors import UserError, first_line
 
-METRICS = ("base.clean", "clean", "base.noisy", "noisy", "gain", "low", "high", "out_of_domain")  # of summary.json
+METRICS = (  # of summary.json
+    *("base.clean", "clean", "lm.clean", "base.noisy", "noisy", "lm.noisy"),
+    *("gain", "low", "high", "out_of_domain"),
+)
 ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
 
 Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat names of metrics, parameters and deps
@@ -39,16 +42,16 @@ def comparison(rows: list[Row]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, caption="WER in %; 95 % interval of a paired bootstrap", caption_justify="left")
     table.add_column("experiment", no_wrap=True)
     for condition in ("clean", "noisy"):
-        table.add_column(f"WER {condition}:\nbase, distilled", justify="right", no_wrap=True)
+        table.add_column(f"WER {condition}:\nbase, distilled, LM", justify="right", no_wrap=True)
     table.add_column("lower in noise by\n\\[interval]", justify="right", no_wrap=True)
     table.add_column("out of\ndomain", justify="right", no_wrap=True)
     table.add_column("settings that differ", overflow="fold")
     for row, metrics in shown:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
-        gain = f"{wer[4]} \\[{wer[5]}, {wer[6]}]"
+        gain = f"{wer[6]} \\[{wer[7]}, {wer[8]}]"
         settings = [f"{name.rpartition(':')[2]}: {row[name]}" for name in _differing([each for each, _ in shown], row)]
-        pairs = (f"{before}, {after:>4}" for before, after in (wer[:2], wer[2:4]))
-        table.add_row(row["Experiment"] or row["rev"], *pairs, gain, wer[7], "\n".join(settings))
+        systems = (f"{base}, {distilled:>4}, {lm:>4}" for base, distilled, lm in (wer[:3], wer[3:6]))
+        table.add_row(row["Experiment"] or row["rev"], *systems, gain, wer[9], "\n".join(settings))
     return table
 
 

@@ -18,7 +18,8 @@ from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError, first_line
 from dqlora.evaluation.metrics import CONFIDENCE
 from dqlora.evaluation.results import Estimate, Scores, in_words
-from dqlora.models.export import PROCESSOR, blank_token, save_processor
+from dqlora.models.decoding import decoder_settings
+from dqlora.models.export import PROCESSOR, decode_lines, save_decoder, save_processor
 from dqlora.models.gate import entropy_threshold
 from dqlora.models.run import RUN, read_run
 from dqlora.models.wav2vec2 import NOT_QUANTISED
@@ -50,7 +51,7 @@ def recorded_test(paths: Paths) -> dict[str, Any]:
     Raises
     ------
     UserError
-        if there is nothing, or it was of another adapter, or behind another gate, than are on disk.
+        if there is nothing, or it was of another adapter, behind another gate or decoder, than are on disk.
     """
     folder = paths.metrics / "test"
     measured: dict[str, Any] = read_json(folder / "record.json", rerun("evaluate"))
@@ -58,6 +59,8 @@ def recorded_test(paths: Paths) -> dict[str, Any]:
         raise UserError(f"{folder}: measured of another adapter than {paths.adapter}; {rerun('evaluate')}")
     if measured["entropy_threshold"] != entropy_threshold(paths.adapter):
         raise UserError(f"{folder}: measured behind another gate than {paths.gate}; {rerun('evaluate')}")
+    if measured["decoder"] != decoder_settings(paths.decoder.parent):
+        raise UserError(f"{folder}: decoded otherwise than {paths.decoder} says; {rerun('evaluate')}")
     return measured
 
 
@@ -91,6 +94,8 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
     licences = licences_of(preset, run, measured)
     licence, reason = adapter_licence(licences)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    settings = measured["decoder"]
+    model = Path(settings["language_model"] or "")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), trim_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -114,8 +119,8 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
         lora=run["adapt"] == "lora",
         not_quantised=NOT_QUANTISED,
         threshold=entropy_threshold(paths.adapter),
-        blank=blank_token(vocabulary),
-        delimiter=vocabulary.delimiter,
+        decoder=settings,
+        decode_lines=decode_lines(vocabulary, settings, f'hf_hub_download("{repository}", "{model.name}")').strip(),
         confidence=CONFIDENCE,
         clean=scores.overall(noisy=False),
         noisy=scores.overall(noisy=True),
@@ -174,6 +179,7 @@ def prepare(repository: str, preset: Preset, paths: Paths, folder: Path) -> None
         if file.name not in NOT_PUSHED:
             shutil.copyfile(file, folder / file.name)
     save_processor(paths.student, folder)
+    save_decoder(paths.decoder.parent, folder)
     config = folder / "adapter_config.json"
     if config.exists():
         origin = read_json(paths.student / ORIGIN, rerun("fetch_models"))

@@ -17,6 +17,7 @@ from dqlora.evaluation.metrics import CONFIDENCE
 from dqlora.evaluation.results import (
     CLEAN,
     FEWEST_SENTENCES,
+    LM_SYSTEMS,
     SYSTEMS,
     Estimate,
     Row,
@@ -101,6 +102,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
             condition: {"wer": scores.overall(condition == "noisy"), "cer": scores.overall(condition == "noisy", "cer")}
             for condition in ("noisy", CLEAN)
         },
+        lm_systems={system: name for system, name in LM_SYSTEMS.items() if system in scores.errors},
         reductions=reductions,
         verdicts={condition: verdict(reduction) for condition, reduction in reductions.items()},
         out_of_domain=OUT_OF_DOMAIN in inputs.evaluate,

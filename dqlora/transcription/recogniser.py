@@ -1,6 +1,6 @@
 """The recogniser: a student, adapted or not, or an export, that transcribes recordings of any length."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,11 +19,12 @@ from dqlora.data.audio import (
     to_int16,
 )
 from dqlora.data.text import Vocabulary
+from dqlora.models.decoding import Decoder, greedy, load_decoder
 from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
 from dqlora.models.run import RUN, base_of_run, find_model
-from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, frames_of, load_student
+from dqlora.models.wav2vec2 import EncoderCTC, base_of, clip_logits, frames_of, load_student
 from dqlora.transcription.segmentation import pieces
 from dqlora.transcription.words import BREAK, Word, words_of
 
@@ -31,64 +32,64 @@ from dqlora.transcription.words import BREAK, Word, words_of
 class Recogniser:
     """A student, adapted or not, that transcribes a window of speech."""
 
-    def __init__(self, student: EncoderCTC, vocabulary: Vocabulary, device: torch.device):
-        self.student, self.vocabulary, self.device = student, vocabulary, device
+    def __init__(self, student: EncoderCTC, vocabulary: Vocabulary, decoder: Decoder = greedy):
+        self.student, self.vocabulary, self.decoder = student, vocabulary, decoder
         self.config = base_of(student.model).config
 
     def token_ids(self, samples: np.ndarray) -> np.ndarray:
-        """The best token of each frame, int64 [frames], of float32 [samples]; silence is blank."""
+        """The decoder's token of each frame, int64 [frames], of float32 [samples]; silence is blank."""
         frames = frames_of(self.config, len(samples))
         if frames == 0 or np.abs(samples).max() < SILENCE_PEAK:
             return np.full(frames, self.vocabulary.blank)
-        return self.best(samples)
+        return self.decoder(self.logits(samples))
 
-    @torch.inference_mode()
-    def best(self, samples: np.ndarray) -> np.ndarray:
-        """`token_ids` of what is long and loud enough."""
-        features = cnn_features(self.student.model, samples)
-        logits = self.student(features[None], torch.tensor([len(features)], device=self.device))
-        return logits[0].argmax(-1).cpu().numpy()
+    def logits(self, samples: np.ndarray) -> np.ndarray:
+        """float32 [frames, vocabulary]."""
+        return clip_logits(self.student, samples)
 
 
 class OnnxRecogniser(Recogniser):
     """An ONNX export, on the CPU."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, hotwords: Sequence[str]):
         self.onnx = OnnxStudent(folder)
         self.vocabulary = self.onnx.vocabulary
+        self.decoder = load_decoder(folder, self.vocabulary, hotwords)
         self.config = Wav2Vec2Config.from_pretrained(folder)
 
-    def best(self, samples: np.ndarray) -> np.ndarray:
-        return self.onnx.token_ids(samples)
+    def logits(self, samples: np.ndarray) -> np.ndarray:
+        return self.onnx.logits(samples)
 
 
-def load_recogniser(source: str | None, device: torch.device) -> Recogniser:
-    """Load what is to transcribe.
+def load_recogniser(source: str | None, device: torch.device, hotwords: Sequence[str] = ()) -> Recogniser:
+    """Load what is to transcribe, decoded as its run or export says; greedily where there is neither.
 
     Parameters
     ----------
     source
         a run's adapter folder, the folder of a Wav2Vec2ForCTC, exported or not, the folder of an ONNX export, or
         owner/name@revision on the hub; None for the newest run.
+    hotwords
+        names and terms to listen for.
 
     Raises
     ------
     UserError
-        if there is no such model, or it is none of these.
+        if there is no such model, or it is none of these, or its letters cannot write a hot word.
     """
     model = find_model(source)
     folder = Path(model)
     if (folder / ONNX).exists():
-        return OnnxRecogniser(folder)
+        return OnnxRecogniser(folder, hotwords)
     if (folder / RUN).exists():
-        student, quantize = base_of_run(folder)
-        return Recogniser(
-            load_distilled(student, folder, quantize, device), Vocabulary.load(student / "vocab.json"), device
-        )
+        base, quantize = base_of_run(folder)
+        vocabulary = Vocabulary.load(base / "vocab.json")
+        decoder = load_decoder(folder.parent, vocabulary, hotwords)
+        return Recogniser(load_distilled(base, folder, quantize, device), vocabulary, decoder)
     student = locate_student(model)
-    return Recogniser(
-        EncoderCTC(load_student(student, "none", device)), Vocabulary.load(student / "vocab.json"), device
-    )
+    vocabulary = Vocabulary.load(student / "vocab.json")
+    decoder = load_decoder(student, vocabulary, hotwords)
+    return Recogniser(EncoderCTC(load_student(student, "none", device)), vocabulary, decoder)
 
 
 def transcribe_file(

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from dqlora.errors import UserError
-from stages.evaluate import STUDENTS, SYSTEMS, measure, summary_of, teacher_transcripts
+from stages.evaluate import measure, summary_of, teacher_transcripts
 
 ROWS = [{"id": "crow", "condition": "clean"}, {"id": "crow", "condition": "5 dB"}]
 
@@ -23,7 +23,10 @@ def test_missing_transcripts_of_the_teacher_are_named(tmp_path: Path) -> None:
         teacher_transcripts(tmp_path / "test.jsonl", ROWS)
 
 
-def predictions(systems: tuple[str, ...]) -> list[dict[str, str]]:
+SYSTEMS, STUDENTS = ["base", "distilled", "teacher"], ["base", "distilled"]
+
+
+def predictions(systems: list[str]) -> list[dict[str, str]]:
     """Eight sentences of two words, clean and at 5 dB; the base has one wrong in noise, the others none."""
     rows = []
     for number in range(8):

@@ -36,6 +36,8 @@ STAGES = (
     "make_targets",
     "train",
     "fit_gate",
+    "build_lm",
+    "fit_decoder",
     "transcribe_teacher",
     "evaluate",
     "export",
@@ -53,12 +55,14 @@ OUTPUTS = {
     "make_targets": "data/fleurs/targets",
     "train": "models/fleurs/adapter",
     "fit_gate": "models/fleurs/gate.json",
+    "build_lm": "models/fleurs/lm",
+    "fit_decoder": "models/fleurs/decoder.json",
     "transcribe_teacher": "data/fleurs/teacher_transcripts",
     "evaluate": "metrics/fleurs/test",
     "export": "models/fleurs/exported",
 }
 # The command of docs/metrics.md
-EXP_SHOW = ("exp", "show", "--only-changed", "--keep", ".*base|low|high", "--drop", "/|Created|out_of_domain")
+EXP_SHOW = ("exp", "show", "--only-changed", "--keep", ".*base|low|high", "--drop", "/|Created|lm|out_of_domain")
 CHANGING = {"profile": "metrics/fleurs/costs.json", "report": "metrics/fleurs/report.html"}  # with every run
 ENVIRONMENT = {
     **os.environ,

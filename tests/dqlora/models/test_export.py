@@ -17,7 +17,10 @@ from typer.testing import CliRunner
 from dqlora.cli import app
 from dqlora.config import Lora
 from dqlora.data.storage import write_json
+from dqlora.data.text import Vocabulary
+from dqlora.models.decoding import GREEDY, BeamSearch, greedy
 from dqlora.models.export import OnnxStudent, merge, readme, save_processor, write_exports
+from dqlora.models.language_model import as_decoded, train_arpa
 from dqlora.models.lora import add_lora, load_adapted
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
 from dqlora.transcription.recogniser import load_recogniser
@@ -26,6 +29,10 @@ from tests.conftest import RATE, ROOT, tone
 CPU = torch.device("cpu")
 STUDENT = ROOT / "presets/mini/student"
 LORA = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "intermediate_dense"])
+VOCABULARY = Vocabulary.load(STUDENT / "vocab.json")
+BEAM = {
+    "method": "beam", "language_model": "lm/model.arpa", "weights": {"alpha": 2.0, "beta": 0.0, "unknown": -10.0},
+}  # fmt: skip
 # Importing this project fails, and so does what it brings along
 BARE = "import sys; sys.modules |= dict.fromkeys(('dqlora', 'torchaudio', 'torchcodec', 'soxr', 'av', 'datasets'))\n"
 
@@ -42,6 +49,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(folder)
     write_json(folder / "run.json", {"student": str(STUDENT), "quantize": "nf4"})
     write_json(folder.with_name("gate.json"), {"entropy_threshold": None})
+    sentences = (ROOT / "presets/mini/text/sentences.txt").read_text().upper().replace(".", "").splitlines()
+    (folder.parent / "lm").mkdir()
+    (folder.parent / "lm/model.arpa").write_text(as_decoded(train_arpa(sentences[:200], 3, 0.0), VOCABULARY))
+    write_json(folder.with_name("decoder.json"), BEAM)
     return folder
 
 
@@ -91,13 +102,15 @@ def test_merged_weights_give_the_adapters_logits(adapter: Path) -> None:
     assert (unadapted - logits[0]).abs().max() > 0.1  # the adapter does something
 
 
+@pytest.mark.parametrize("method", ["beam", "greedy"])
 @pytest.mark.parametrize("kind", ["merged", "onnx"])
 def test_the_lines_of_its_readme_turn_a_file_into_the_commands_text(
-    kind: str, exported: Path, clip: Path, adapter: Path, tmp_path: Path
+    kind: str, method: str, exported: Path, clip: Path, adapter: Path, tmp_path: Path
 ) -> None:
     """Pasted into a place without this project."""
-    lines = re.findall(r"```python\n(.*?)```", (exported / "README.md").read_text(), flags=re.DOTALL)
-    assert len(lines) == 2
+    text = (exported / "README.md").read_text() if method == "beam" else readme(STUDENT, False, GREEDY)
+    lines = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    assert len(lines) == 2 and ("ctc_beam_decoder" in text) == (method == "beam")
     samples = np.load(clip)
     (tmp_path / kind).symlink_to(exported / kind)
     soundfile.write(tmp_path / "recording.wav", np.stack([samples, samples], axis=1), RATE, subtype="FLOAT")
@@ -106,10 +119,14 @@ def test_the_lines_of_its_readme_turn_a_file_into_the_commands_text(
     ended = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=without_ffmpeg)
     assert ended.returncode == 0, ended.stderr
     recogniser = load_recogniser(str(exported / kind), CPU)
-    expected = recogniser.vocabulary.decode(recogniser.token_ids(samples).tolist())
+    reference = load_recogniser(str(adapter), CPU)
+    assert isinstance(recogniser.decoder, BeamSearch)
+    greedily = greedy(recogniser.logits(samples))
+    path = greedily if method == "greedy" else recogniser.token_ids(samples)
+    expected = recogniser.vocabulary.decode(path.tolist())
     assert ended.stdout == expected + "\n" and len(expected.split()) > 5
-    reference = load_recogniser(str(adapter), CPU).token_ids(samples)
-    assert (recogniser.token_ids(samples) == reference).mean() > 0.97
+    assert (recogniser.token_ids(samples) == reference.token_ids(samples)).mean() > 0.97
+    assert (recogniser.token_ids(samples) != greedily).any()  # the language model does something
 
 
 VOCABULARIES = {
@@ -129,9 +146,9 @@ def test_the_readme_and_the_processor_know_the_students_tokens(name: str, tmp_pa
     write_json(student / "vocab.json", {token: index for index, token in enumerate(tokens)})
     write_json(student / "tokenizer_config.json", settings)
     write_json(student / "preprocessor_config.json", {"do_normalize": False})
-    text = readme(student, gated=False)
+    text = readme(student, False, GREEDY)
     assert condition in text and f'replace("{settings.get("word_delimiter_token", "|")}", " ")' in text
-    assert "always on" not in text and "always on" in readme(student, gated=True)
+    assert "always on" not in text and "always on" in readme(student, True, GREEDY)
     (tmp_path / "out").mkdir()
     save_processor(student, tmp_path / "out")
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["do_lower_case"] is small
@@ -170,7 +187,7 @@ def test_the_onnx_model_takes_any_length(exported: Path) -> None:
 
 def test_no_pickle_and_no_quantisation_is_left(exported: Path) -> None:
     suffixes = {file.suffix for kind in ("merged", "onnx") for file in (exported / kind).rglob("*") if file.is_file()}
-    assert suffixes == {".json", ".onnx", ".safetensors"}
+    assert suffixes == {".arpa", ".json", ".onnx", ".safetensors"}
     for kind in ("merged", "onnx"):
         assert "quantization_config" not in json.loads((exported / kind / "config.json").read_text())
 

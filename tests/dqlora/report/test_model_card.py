@@ -32,9 +32,11 @@ from dqlora.data.origin import write_origin
 from dqlora.data.storage import read_json, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, UserError
+from dqlora.models.decoding import load_decoder
 from dqlora.models.gate import load_distilled
+from dqlora.models.language_model import as_decoded, train_arpa
 from dqlora.models.lora import add_lora
-from dqlora.models.wav2vec2 import load_student, transcribe
+from dqlora.models.wav2vec2 import clip_logits, load_student
 from dqlora.report.model_card import model_card, prepare
 from stages import evaluate, fetch_noise, fetch_speech, mix, train
 from tests.conftest import RATE, ROOT, write_audiofolder, write_noise
@@ -161,6 +163,7 @@ def finish(
     quantize: str = "nf4",
     adapt: str = "lora",
     threshold: float | None = 0.2,
+    method: str = "greedy",
 ) -> Paths:
     """A run of the preset `local`, recorded by the stages; nothing is trained, and the predictions are made up."""
     for split, count in (("train", 6), ("validation", 2), ("test", 2)):
@@ -188,6 +191,13 @@ def finish(
     write_json(paths.adapter / "run.json", run)
     rejected.write(paths.adapter)
     write_json(paths.gate, {"entropy_threshold": threshold})
+    paths.lm.mkdir()
+    vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    arpa = train_arpa(["SOME WORDS WERE HEARD", "SOME WERE NOT"], 3, 0.0)
+    (paths.lm / "model.arpa").write_text(as_decoded(arpa, vocabulary))
+    weights = {"alpha": 0.5, "beta": 1.0, "unknown": -3.0}
+    model = "lm/model.arpa" if method == "beam" else None
+    write_json(paths.decoder, {"method": method, "language_model": model, "weights": weights})
     rows = []
     for number in range(40):
         reference = f"some words were {chr(97 + number // 26)}x{chr(97 + number % 26)}"
@@ -196,8 +206,8 @@ def finish(
             rows.append({"id": f"u{number}", "condition": condition, "reference": reference, **texts})
     (paths.metrics / "test").mkdir(parents=True)
     (paths.metrics / "test/predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    metrics = evaluate.measure(rows, evaluate.SYSTEMS, "en", 1000, 0)
-    metrics["out_of_domain"] = evaluate.measure(rows[:40], evaluate.STUDENTS, "en", 1000, 0)
+    metrics = evaluate.measure(rows, ["base", "distilled", "teacher"], "en", 1000, 0)
+    metrics["out_of_domain"] = evaluate.measure(rows[:40], ["base", "distilled"], "en", 1000, 0)
     write_json(paths.metrics / "test/record.json", evaluate.record_of(paths, metrics, "en", 1000, 0))
     return paths
 
@@ -331,6 +341,10 @@ MISMATCHES = {
         lambda paths: change(paths.adapter / "run.json", seed=8),
         "measured of another adapter than models/local/adapter; run `dvc repro evaluate`",
     ),
+    "another decoder": (
+        lambda paths: change(paths.decoder, beam_width=8),
+        "decoded otherwise than models/local/decoder.json says; run `dvc repro evaluate`",
+    ),
     "another gate": (
         lambda paths: change(paths.gate, entropy_threshold=0.3),
         "measured behind another gate than models/local/gate.json; run `dvc repro evaluate`",
@@ -395,9 +409,9 @@ for folder, lines in json.load(sys.stdin):
 """
 Sound = tuple[float, int, int]  # what is recorded: noise in it, its rate and channels
 PASTED: list[tuple[dict[str, Any], list[Sound]]] = [  # a run, and what its student hears
-    ({"quantize": "nf4"}, [(0.0, RATE, 1), (0.02, RATE, 1)]),  # the base is certain of the first
+    ({"quantize": "nf4", "method": "beam"}, [(0.0, RATE, 1), (0.02, RATE, 1)]),  # the base is certain of the first
     ({"base": f"hf://them/base@{COMMIT}", "quantize": "none", "threshold": None}, [(0.0, RATE, 1)]),
-    ({"quantize": "none", "adapt": "full"}, [(0.0, 48_000, 2)]),
+    ({"quantize": "none", "adapt": "full", "method": "beam"}, [(0.0, 48_000, 2)]),
 ]
 
 
@@ -442,7 +456,9 @@ def test_the_lines_of_the_card_turn_a_file_into_the_pipelines_text(
             record(folder / "recording.wav", samples, rate, channels)
             pasted.append((str(folder), lines))
             heard = read_audio(folder / "recording.wav")
-            expected.append(transcribe(student, Vocabulary.load(paths.student / "vocab.json"), heard))
+            vocabulary = Vocabulary.load(paths.student / "vocab.json")
+            path = load_decoder(paths.decoder.parent, vocabulary)(clip_logits(student, heard))
+            expected.append(vocabulary.decode(path.tolist()))
     ended = subprocess.run(
         [sys.executable, "-I", "-c", PASTE], input=json.dumps(pasted), capture_output=True, text=True, check=False,
         env={"PATH": os.environ["PATH"], "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}, cwd="/",

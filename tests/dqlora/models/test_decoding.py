@@ -1,0 +1,156 @@
+"""Greedy decoding and beam search over logits that are made by hand, with a small language model."""
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dqlora.data.storage import write_json
+from dqlora.data.text import Vocabulary, frames_needed
+from dqlora.errors import UserError
+from dqlora.models.decoding import BeamSearch, Weights, align, fit_hotwords, greedy, load_decoder, log_softmax
+from dqlora.models.language_model import train_arpa
+
+SENTENCES = ["THE FERRY LEAVES THE HARBOR", "THE FERRY IS SMALL", "A SMALL HARBOR", "THE HARBOR IS CLOSED"] * 3
+
+
+@pytest.fixture(scope="module")
+def arpa(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("lm") / "model.arpa"
+    path.write_text(train_arpa(SENTENCES, 3, 0.0))
+    return path
+
+
+def heard(text: str, vocabulary: Vocabulary, instead: dict[int, str] | None = None, sure: float = 6.0) -> np.ndarray:
+    """Logits of a student that hears `text`, two frames a letter and a blank; nearly as well what `instead` says."""
+    logits = []
+    for at, token in enumerate(vocabulary.encode(text)):
+        frame = np.zeros(len(vocabulary), np.float32)
+        frame[token] = sure
+        if instead and at in instead:
+            frame[vocabulary.encode(instead[at])[0]] = sure - 1
+        blank = np.zeros(len(vocabulary), np.float32)
+        blank[vocabulary.blank] = sure
+        logits += [frame, frame, blank]
+    return np.array(logits)
+
+
+def text_of(path: np.ndarray, vocabulary: Vocabulary) -> str:
+    return vocabulary.decode(path.tolist())
+
+
+def test_the_language_model_corrects_what_is_heard_nearly_as_well(arpa: Path, vocabulary: Vocabulary) -> None:
+    logits = heard("THE VERRY IS SMALL", vocabulary, {4: "F"})
+    search = BeamSearch(vocabulary, arpa, Weights(0.5, 0.0, -5.0))
+    assert text_of(greedy(logits), vocabulary) == "the verry is small"
+    assert text_of(search(logits), vocabulary) == "the ferry is small"
+    assert search.words(logits) == "THE FERRY IS SMALL"
+
+
+def test_it_leaves_what_is_heard_clearly(arpa: Path, vocabulary: Vocabulary) -> None:
+    logits = heard("ZEBRAS YAWN", vocabulary, sure=15.0)
+    assert text_of(BeamSearch(vocabulary, arpa, Weights(0.5, 0.0, -5.0))(logits), vocabulary) == "zebras yawn"
+
+
+def test_its_path_is_that_of_its_words_and_as_long_as_the_clip(arpa: Path, vocabulary: Vocabulary) -> None:
+    """So that what takes a greedy path takes it; where both find the same words, the times are the same."""
+    logits = heard("THE HARBOR IS CLOSED", vocabulary)
+    path = BeamSearch(vocabulary, arpa, Weights(0.3))(logits)
+    assert path.dtype == np.int64 and np.array_equal(path, greedy(logits))
+
+
+@pytest.mark.parametrize("frames", [0, 1])
+def test_no_speech_gives_no_words(frames: int, vocabulary: Vocabulary) -> None:
+    logits = np.zeros((frames, len(vocabulary)), np.float32)
+    logits[:, vocabulary.blank] = 9
+    assert BeamSearch(vocabulary, None, Weights())(logits).tolist() == [vocabulary.blank] * frames
+
+
+def test_what_writes_nothing_is_never_found(vocabulary: Vocabulary) -> None:
+    logits = heard("A SMALL HARBOR", vocabulary)
+    logits[:, vocabulary.token_ids["<unk>"]] = 9
+    assert text_of(BeamSearch(vocabulary, None, Weights())(logits), vocabulary) == "a small harbor"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_alignment_is_the_best_of_all_paths(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frames, blank, tokens = 6, 0, [1, 1, 2] if seed % 2 else [2, 1]
+    log_probs = log_softmax(rng.normal(size=(frames, 3)).astype(np.float32))
+    assert frames_needed(tokens) <= frames
+
+    def spelt(path: tuple[int, ...]) -> list[int]:
+        merged = [token for before, token in zip((None, *path), path, strict=False) if token != before]
+        return [token for token in merged if token != blank]
+
+    paths = [path for path in product(range(3), repeat=frames) if spelt(path) == tokens]
+    best = max(paths, key=lambda path: log_probs[range(frames), path].sum())
+    assert tuple(align(log_probs, tokens, blank).tolist()) == best
+
+
+# Hot words
+
+
+@pytest.mark.parametrize("method", ["beam", "greedy"])
+def test_a_name_that_is_heard_wrong_comes_right(
+    method: str, arpa: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    (tmp_path / "model.arpa").write_text(arpa.read_text())
+    settings: dict[str, Any] = {"method": method}
+    if method == "beam":
+        settings |= {"language_model": "model.arpa", "weights": {"alpha": 0.3, "unknown": -5.0}}
+    logits = heard("THE COVALSKI IS SMALL", vocabulary, {4: "K", 6: "W"}, sure=4.0)
+    write_json(tmp_path / "decoder.json", settings)
+    without, listening = (load_decoder(tmp_path, vocabulary, words) for words in ([], ["Kowalski"]))
+    assert "kowalski" not in text_of(without(logits), vocabulary)
+    assert text_of(listening(logits), vocabulary) == "the kowalski is small"
+    for other in ("THE FERRY IS SMALL", "A COW WALKS", "CLOSED"):
+        logits = heard(other, vocabulary, {0: "K", 2: "O"}, sure=4.0)
+        assert np.array_equal(listening(logits), without(logits))
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"), [("Ковальский", "letters outside the student's vocabulary"), ("!", "empty"), ("", "empty")]
+)
+def test_a_hot_word_that_cannot_be_written_is_named(word: str, reason: str, vocabulary: Vocabulary) -> None:
+    with pytest.raises(UserError, match=reason) as raised:
+        fit_hotwords(["Anna", word], vocabulary, "en")
+    assert repr(word) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_hot_words_are_written_as_labels_are(vocabulary: Vocabulary) -> None:
+    assert fit_hotwords(["Café Müller", "route 66"], vocabulary, "en") == ["CAFE MULLER", "ROUTE SIXTY SIX"]
+
+
+# Files
+
+
+def test_without_a_decoder_the_best_token_of_each_frame_is_taken(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    assert load_decoder(tmp_path, vocabulary) is greedy
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.arpa", "\\data\\\nngram 1=3\nngram 2=2\n\n\\1-grams:\n-1.0\tA\t0.0\n-1.0\tB"),
+        ("model.arpa", ""),
+        ("model.bin", "no language model"),
+    ],
+)
+def test_a_language_model_that_cannot_be_read_is_named(
+    name: str, content: str, vocabulary: Vocabulary, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_text(content)
+    write_json(tmp_path / "decoder.json", {"method": "beam", "language_model": name})
+    with pytest.raises(UserError, match=name) as raised:
+        load_decoder(tmp_path, vocabulary)
+    assert "\n" not in str(raised.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_language_model_that_is_gone_is_named(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    write_json(tmp_path / "decoder.json", {"method": "beam", "language_model": "lm/model.arpa"})
+    with pytest.raises(UserError, match=r"lm/model\.arpa"):
+        load_decoder(tmp_path, vocabulary)
