@@ -39,11 +39,16 @@ def comparison(rows: list[Row]) -> Table:
     """
     shown = [(row, _metrics(row)) for row in rows]
     shown = [(row, metrics) for row, metrics in shown if metrics]
-    table = Table(box=box.SIMPLE_HEAD, caption="WER in %; 95 % interval of a paired bootstrap", caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        caption="WER in %; 95 % interval of a paired bootstrap",
+        caption_justify="left",
+    )
     table.add_column("experiment", no_wrap=True)
     for condition in ("clean", "noisy"):
-        table.add_column(f"WER {condition}:\nbase, distilled, LM", justify="right", no_wrap=True)
-    table.add_column("lower in noise by\n\\[interval]", justify="right", no_wrap=True)
+        table.add_column(f"WER {condition}:\nbase,\ndistilled,\nwith LM", justify="right", no_wrap=True)
+    table.add_column("lower in noise\nby \\[interval]", justify="right", no_wrap=True)
     table.add_column("out of\ndomain", justify="right", no_wrap=True)
     table.add_column("settings that differ", overflow="fold")
     for row, metrics in shown:

@@ -18,6 +18,7 @@ TRANSCRIPTS = {
     "train": ["THE FERRY LEAVES THE HARBOR", "THE BRIDGE IS OLD"],
     "validation": ["THE HARBOR IS OLD"],
     "test": ["THE FERRY IS LATE"],
+    "out_of_domain": ["OPEN THE DOOR"],
 }
 
 
@@ -44,7 +45,7 @@ def run(project: Path, **lm: object) -> dict[str, object]:
 
 def test_it_knows_the_words_of_training_and_text_and_no_sentence_that_is_held_out(clips: Paths, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
-    lines = ["The ferry is late!", "THE harbor is OLD", "", "A café closes at 7.", "привет мир", "?!"]
+    lines = ["The ferry is late!", "THE harbor is OLD", "", "A café closes at 7.", "привет мир", "?!", "Open the door."]
     (tmp_path / "text" / "more.txt").write_text("\n".join(lines), encoding="utf-8")
     metrics = run(Path(), text=str(tmp_path / "text"))
     assert metrics["sentences"] == 3
@@ -52,8 +53,8 @@ def test_it_knows_the_words_of_training_and_text_and_no_sentence_that_is_held_ou
     assert "LATE" not in words and {"BRIDGE", "CAFE", "SEVEN"} <= words
     with (clips.lm / "rejected.csv").open(encoding="utf-8") as file:
         reasons = {line["id"].rpartition(":")[2]: line["reason"] for line in csv.DictReader(file)}
-    assert set(reasons) == {"1", "2", "5", "6"}
-    assert reasons["1"] == reasons["2"] == "a sentence of validation or test"
+    assert set(reasons) == {"1", "2", "5", "6", "7"}
+    assert reasons["1"] == reasons["2"] == reasons["7"] == "a sentence of validation, test or out of domain"
     assert "outside the student's vocabulary" in reasons["5"]
     assert metrics["unknown_ratio"] == 0 and 1 < metrics["perplexity"] < 100  # type: ignore[operator]
 
