@@ -120,6 +120,7 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
         not_quantised=NOT_QUANTISED,
         threshold=entropy_threshold(paths.adapter),
         decoder=settings,
+        language_model=model.name,
         decode_lines=decode_lines(vocabulary, settings, f'hf_hub_download("{repository}", "{model.name}")').strip(),
         confidence=CONFIDENCE,
         clean=scores.overall(noisy=False),

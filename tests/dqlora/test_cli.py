@@ -150,6 +150,25 @@ def test_an_unreadable_model_ends_with_one_line(speech: Path) -> None:
         assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--hotword", "Ковальский"), "hot word 'Ковальский': letters outside the student's vocabulary"),
+        (("--hotword", "?!"), "hot word '?!': empty"),
+        (("--hotwords", "missing.txt"), "--hotwords missing.txt: no text file in UTF-8 there"),
+    ],
+)
+def test_hot_words_that_cannot_be_used_take_one_line(options: tuple[str, str], reason: str, speech: Path) -> None:
+    code, out, error = run(str(speech / "one.wav"), *options)
+    assert (code, out) == (1, "") and reason in error and error.count("\n") == 1
+
+
+def test_hot_words_come_from_the_command_line_and_from_a_file(speech: Path) -> None:
+    (speech / "names.txt").write_text("Kowalski\n\nvolcanic ash\n", encoding="utf-8")
+    options = ("--hotword", "Nguyen", "--hotwords", str(speech / "names.txt"))
+    assert run(str(speech / "one.wav"), *options) == run(str(speech / "one.wav"))
+
+
 def test_subtitles_of_several_files_need_a_folder(speech: Path) -> None:
     code, _, errors = run(str(speech / "one.wav"), str(speech / "two.flac"), "--format", "srt")
     assert code == 1 and "several files need --output FOLDER" in errors

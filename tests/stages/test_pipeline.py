@@ -288,7 +288,7 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
 def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: Path) -> None:
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     ended = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
-    assert stages_run(ended.stdout) == ["train", "evaluate", "export", "profile", "report"]
+    assert stages_run(ended.stdout) == ["train", "fit_decoder", "evaluate", "export", "profile", "report"]
     assert "base.clean" in run("dvc", "metrics", "show", folder=project).stdout
     evaluated = run("dvc", "metrics", "diff", "--targets", "metrics/fleurs/evaluate.json", "--all", folder=project)
     assert "base.snr.10.wer" in evaluated.stdout
@@ -309,7 +309,7 @@ def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: 
 
 
 def test_an_experiment_may_stop_at_evaluate(project: Path) -> None:
-    assert experiment(project, "-S", "lambda_distill=2", "evaluate") == ["train", "evaluate"]
+    assert experiment(project, "-S", "lambda_distill=2", "evaluate") == ["train", "fit_decoder", "evaluate"]
 
 
 def test_the_same_commit_run_again_changes_nothing_in_git(project: Path) -> None:
@@ -356,7 +356,9 @@ def hash_in_lock(project: Path, path: str) -> str:
 
 
 def test_another_gate_trains_nothing(project: Path) -> None:
-    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", "evaluate", "export", "profile", "report"]
+    after = ["fit_decoder", "evaluate", "export", "profile", "report"]
+    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", *after]
+    assert experiment(project, "-S", "decode.method=greedy")[0] == "fit_decoder"
 
 
 def test_another_teacher_head_trains_no_student_whose_target_is_not_made_of_it(project: Path) -> None:

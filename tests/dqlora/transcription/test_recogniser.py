@@ -1,5 +1,7 @@
 import io
+import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import torch
 from benchmarks.cpu import load_clips
 from benchmarks.transcription import join
 from dqlora.data.audio import BadAudio, to_float32, to_int16
+from dqlora.data.storage import write_json
 from dqlora.evaluation.metrics import count_errors
+from dqlora.models.language_model import as_decoded, train_arpa
 from dqlora.models.wav2vec2 import transcribe
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import cues, text_of
@@ -97,6 +101,38 @@ def test_words_start_when_they_are_said(mini: Recogniser, clips: list[np.ndarray
         power = (clip[: len(clip) // 160 * 160].reshape(-1, 160) ** 2).mean(axis=1)
         onset = np.flatnonzero(power > power.max() * 1e-4)[0] / 100
         assert transcribe_file(mini, wav(clip))[0].start == pytest.approx(onset, abs=0.15)
+
+
+def test_hot_words_that_are_spelt_by_ear_come_right_and_other_clips_stay(
+    mini: Recogniser, clips: list[np.ndarray]
+) -> None:
+    """Of words with sounds that the student writes in another way, and of a name that nobody says."""
+    words = ["quarry", "reptile", "prairie", "nectar", "liters", "Kowalski"]
+    listening = load_recogniser(str(ROOT / "presets/mini/student"), CPU, words)
+    told: set[str] = set()
+    for clip in clips[:26]:
+        without, found = (text_of(transcribe_file(each, wav(clip))) for each in (mini, listening))
+        new = set(found.split()) - set(without.split())
+        assert new & set(words) or found == without
+        told |= new & set(words)
+    assert told == {"quarry", "reptile", "prairie", "nectar", "liters"}
+
+
+def test_the_words_of_pieces_are_those_of_the_runs_decoder(clips: list[np.ndarray], tmp_path: Path) -> None:
+    """A long recording too: each piece is searched alone, so that memory stays as it is."""
+    sentences = (ROOT / "presets/mini/text/sentences.txt").read_text().upper().replace(".", "").splitlines()
+    shutil.copytree(ROOT / "presets/mini/student", tmp_path / "student")
+    model = load_recogniser(str(tmp_path / "student"), CPU)
+    (tmp_path / "student/model.arpa").write_text(as_decoded(train_arpa(sentences, 3, 0.0), model.vocabulary))
+    settings = {"method": "beam", "language_model": "model.arpa", "weights": {"alpha": 0.35, "unknown": -10.0}}
+    write_json(tmp_path / "student/decoder.json", settings)
+    with_model = load_recogniser(str(tmp_path / "student"), CPU)
+    alone = [text_of(transcribe_file(with_model, wav(clip))) for clip in clips[2:5]]
+    assert alone != [text_of(transcribe_file(model, wav(clip))) for clip in clips[2:5]]
+    gap = np.zeros(20 * RATE, np.float32)
+    words = transcribe_file(with_model, wav(np.concatenate([clips[2], gap, clips[3], gap, clips[4]])))
+    assert count_errors([" ".join(alone)], [text_of(words)], "en").wer < 0.1
+    assert all(before.end <= after.start and after.start < after.end for before, after in pairwise(words))
 
 
 def test_silence_says_nothing(mini: Recogniser) -> None:
