@@ -62,7 +62,15 @@ OUTPUTS = {
     "export": "models/fleurs/exported",
 }
 # The command of docs/metrics.md
-EXP_SHOW = ("exp", "show", "--only-changed", "--keep", ".*base|low|high", "--drop", ".*/|Created|lm|out_of_domain")
+EXP_SHOW = (
+    "exp",
+    "show",
+    "--only-changed",
+    "--keep",
+    "base|clean|noisy|gain|low|high",
+    "--drop",
+    ".*/|Created|lm|out_of_domain",
+)
 CHANGING = {"profile": "metrics/fleurs/costs.json", "report": "metrics/fleurs/report.html"}  # with every run
 ENVIRONMENT = {
     **os.environ,
