@@ -29,6 +29,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 app = typer.Typer(
     help="Speech recognition in noise.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
 )
+HotWord = Annotated[
+    list[str] | None, typer.Option(metavar="NAME", help="A name or term to listen for; may be given again.")
+]
+HotWordFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A text file of them, one a line.")]
 INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
 
 
@@ -50,10 +54,8 @@ def transcribe(
     output: Annotated[
         Path | None, typer.Option(help="A folder to write FILE.FORMAT to, instead of the screen.")
     ] = None,
-    hotword: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="A name or term to listen for; may be given again.")
-    ] = None,
-    hotwords: Annotated[Path | None, typer.Option(metavar="FILE", help="A text file of them, one a line.")] = None,
+    hotword: HotWord = None,
+    hotwords: HotWordFile = None,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
@@ -61,7 +63,7 @@ def transcribe(
     if output is not None:
         _check_distinct(files, output, form)
     try:
-        names = [*(hotword or []), *(_read_lines(hotwords) if hotwords else [])]
+        names = _hot_words(hotword, hotwords)
         usable = _each(files, _check_exists)
         found = find_model(model) if usable else ""
         if not (usable := _each(usable, _check_is_audio)):
@@ -94,12 +96,15 @@ def demo(
         typer.Option(help="A run's adapter folder, a model folder, or owner/name@revision; else the newest run."),
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="On 127.0.0.1; 0 is any that is free.")] = 8000,
+    hotword: HotWord = None,
+    hotwords: HotWordFile = None,
 ) -> None:
     """Open a page to record or choose speech, add noise, and compare the transcripts of base, distilled and teacher."""
     from dqlora.config import load_params
 
     try:
         load_params()
+        names = _hot_words(hotword, hotwords)
         found = find_model(model)
 
         from dqlora.demo.server import listen, load, serve
@@ -107,7 +112,7 @@ def demo(
 
         quieten_libraries()
         listener = listen(port)
-        page = load(found, default_device())
+        page = load(found, default_device(), names)
         page.warm_up()
         serve(page, listener)
     except UserError as error:
@@ -191,11 +196,12 @@ def compare(
         _fail(str(error))
 
 
-def _read_lines(path: Path) -> list[str]:
+def _hot_words(words: list[str] | None, file: Path | None) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file else []
     except (OSError, UnicodeDecodeError):
-        raise UserError(f"--hotwords {path}: no text file in UTF-8 there; give one, a name a line") from None
+        raise UserError(f"--hotwords {file}: no text file in UTF-8 there; give one, a name a line") from None
+    return [*(words or []), *(line.strip() for line in lines if line.strip())]
 
 
 def _fail(message: str) -> None:

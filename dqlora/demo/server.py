@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -175,13 +175,15 @@ class Demo:
             }
 
 
-def load(source: str | None, device: torch.device) -> Demo:
+def load(source: str | None, device: torch.device, hotwords: Sequence[str] = ()) -> Demo:
     """A run's base, distilled student and teacher, or another model beside the teacher of params.yaml's preset.
 
     Parameters
     ----------
     source
         as for `load_recogniser`.
+    hotwords
+        names and terms that the students listen for.
 
     Raises
     ------
@@ -198,11 +200,11 @@ def load(source: str | None, device: torch.device) -> Demo:
         preset = student.parents[1].name
         unadapted = EncoderCTC(load_student(student, quantize, device))
         vocabulary = Vocabulary.load(student / "vocab.json")
-        base = Recogniser(unadapted, vocabulary, load_decoder(folder.parent, vocabulary))
+        base = Recogniser(unadapted, vocabulary, load_decoder(folder.parent, vocabulary, hotwords))
         systems[SYSTEMS["base"]] = partial(student_transcript, base)
-        systems[SYSTEMS["distilled"]] = partial(student_transcript, load_recogniser(model, device))
+        systems[SYSTEMS["distilled"]] = partial(student_transcript, load_recogniser(model, device, hotwords))
     else:
-        systems["Student"] = partial(student_transcript, load_recogniser(model, device))
+        systems["Student"] = partial(student_transcript, load_recogniser(model, device, hotwords))
     paths, language = Paths(preset), load_preset(preset).speech.language
     clean, noise = RaggedArray(paths.clean / "test"), RaggedArray(paths.noise / "test")
     teacher = Teacher(paths.teacher, device)

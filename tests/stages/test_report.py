@@ -212,3 +212,14 @@ def test_says_what_is_missing(run: Paths) -> None:
         assert f"No curve: metrics/tiny/curves/plots/metrics/{file} has no points." in text
     assert "There are no predictions" in text
     assert "Nothing was rejected." in text
+
+
+def test_with_a_language_model_both_students_stand_once_more(run: Paths) -> None:
+    assert "with the language model" not in shown(page(run))
+    predictions = run.metrics / "test" / "predictions.jsonl"
+    rows = [json.loads(line) for line in predictions.read_text().splitlines()]
+    decoded = [row | {f"{name}_lm": row["reference"] for name in ("base", "distilled")} for row in rows]
+    predictions.write_text("".join(json.dumps(row) + "\n" for row in decoded))
+    rates = {"clean": {"wer": 0.0123}, "noisy": {"wer": 0.0456}}
+    write_json(run.metrics / "evaluate.json", metrics(low=0.021, high=0.186) | {"distilled_lm": rates})
+    assert "with the language model" in shown(page(run)) and "4.6" in shown(page(run))

@@ -39,6 +39,12 @@ def test_cer_counts_characters_and_has_its_interval() -> None:
     assert cer.high < wer.high
 
 
+@pytest.mark.parametrize("decoded", [(), ("base_lm", "distilled_lm")])
+def test_what_is_decoded_with_a_language_model_is_scored_where_it_is(decoded: tuple[str, ...]) -> None:
+    row = {"id": "u0", "condition": "clean", "reference": "a word"} | dict.fromkeys((*SYSTEMS, *decoded), "a word")
+    assert set(Scores([row], "en", 100, 0).overall(noisy=False)) == {*SYSTEMS, *decoded}
+
+
 def test_compare_marks_each_difference() -> None:
     words = compare("The cat sat down on the mat.", "the cap sat on the red mat", "en")
     assert [(word.kind, word.text) for word in words] == [
