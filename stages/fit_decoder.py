@@ -25,7 +25,7 @@ from dqlora.models.wav2vec2 import clip_logits
 from dqlora.progress import ProgressBar
 
 ALPHAS = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-BETAS = (0.0, 1.0, 2.0)  # nats
+BETAS = (0.0, 1.0, 2.0)  # nats, times alpha; above, noise becomes words, most of all in another domain than the text
 UNKNOWNS = (-4.0, -7.0, -10.0)  # nats; below, even what is heard clearly is made a known word
 
 
@@ -65,7 +65,7 @@ def tune(clips: Clips, greedily: dict[str, Errors], language_model: Path, beam_w
 
     Of each setting the mean with its neighbours counts: few clips make single settings lucky.
     """
-    grid = list(product(ALPHAS, BETAS, UNKNOWNS))
+    grid = [(alpha, alpha * beta, unknown) for alpha, beta, unknown in product(ALPHAS, BETAS, UNKNOWNS)]
     ratios = []
     for setting in ProgressBar(grid, "weights", unit=" settings"):
         search = BeamSearch(clips.vocabulary, language_model, Weights(*setting), beam_width)
