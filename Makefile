@@ -6,8 +6,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
-# a thread that waits lets others have its core: on a busy machine this makes the pipeline several times faster
-export OMP_WAIT_POLICY ?= passive
 
 PROCESSES ?= 1
 SEEDS := --seed 0 --seed 1 --seed 2

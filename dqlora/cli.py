@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     from dqlora.transcription.recogniser import Recogniser
     from dqlora.transcription.words import Word
 
-# Read when torch is loaded. oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. A
-# thread that waits for the others spins by default, which on a busy machine keeps the others from the core.
+# oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
     help="Speech recognition in noise.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
