@@ -69,7 +69,7 @@ EXP_SHOW = (
     "--keep",
     "base|clean|noisy|gain|low|high",
     "--drop",
-    ".*/|Created|lm|out_of_domain",
+    ".*/|Created|State|Executor|lm|out_of_domain",
 )
 CHANGING = {"profile": "metrics/fleurs/costs.json", "report": "metrics/fleurs/report.html"}  # with every run
 ENVIRONMENT = {
