@@ -256,15 +256,20 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
         assert evaluate[system]["noisy"]["wer"] == pytest.approx(mean)
     for condition in ("noisy", "clean"):
         assert set(evaluate["wer_reduction"][condition]) == {"relative", "ci_low", "ci_high"}
-    assert set(evaluate) == {"base", "distilled", "teacher", "wer_reduction", "adapter_mb", "out_of_domain"}
+    # random students: whether the language model helps them, on few clips, differs from CPU to CPU
+    decoder = json.loads((project / OUTPUTS["fit_decoder"]).read_text())
+    lm = {"base_lm", "distilled_lm", "lm_wer_reduction"} if decoder["method"] == "beam" else set()
+    names = {"base", "distilled", "wer_reduction", "out_of_domain"} | lm
+    assert set(evaluate) == names | {"teacher", "adapter_mb"}
     other = evaluate["out_of_domain"]
-    assert set(other) == {"base", "distilled", "wer_reduction"} and set(other["wer_reduction"]) == {"noisy", "clean"}
+    assert set(other) == names - {"out_of_domain"} and set(other["wer_reduction"]) == {"noisy", "clean"}
     train = json.loads((project / "metrics/fleurs/train.json").read_text())
     assert {"steps", "trainable_parameters", "trainable_ratio", "rejected"} <= set(train)
     memory = {"peak_rss_mb", "peak_gpu_mb"}
     costs = json.loads((project / "metrics/fleurs/costs.json").read_text())
+    students = {"distilled", "distilled_lm"} & set(evaluate)
     assert {name: set(found) for name, found in costs.items()} == {
-        "distilled": {"rtf"} | memory, "merged": {"rtf"}, "onnx": {"rtf"}
+        **dict.fromkeys(students, {"rtf"} | memory), "merged": {"rtf"}, "onnx": {"rtf"}
     }  # fmt: skip
     training = json.loads((project / "metrics/fleurs/curves/metrics.json").read_text())
     assert {"seconds", "rtfx"} | memory <= set(training)
