@@ -162,6 +162,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
     preset = yaml.safe_load((ROOT / "presets/fleurs.yaml").read_text())
     fill_hub(base / "hub", preset, student_folder, teacher_folder)
     preset["speech"]["clips"] = {"train": 6, "validation": 2, "test": 3}
+    preset["out_of_domain"]["clips"] = 2
     with serve(base / "hub") as hub:
         ENVIRONMENT.update(HF_ENDPOINT=hub.url, HF_HOME=str(base / "cache"))
         noise = [file.relative_to(hub.root) for file in sorted((base / "hub/noise").rglob("*.wav"))]
