@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dqlora.config import OUT_OF_DOMAIN, Paths, load_params, load_preset
-from dqlora.data.audio import to_float32
+from dqlora.data.batching import inference_batches, pad_features
 from dqlora.data.origin import ORIGIN, amount_used
 from dqlora.data.storage import (
     RaggedArray,
@@ -23,14 +24,14 @@ from dqlora.data.storage import (
     write_json,
 )
 from dqlora.data.text import Vocabulary
-from dqlora.device import default_device
+from dqlora.device import default_device, map_on_cores
 from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
 from dqlora.evaluation.results import in_words, out_of_domain_in_words
 from dqlora.evaluation.test_set import CLEAN, test_clips
 from dqlora.models.decoding import Decoder, decoder_settings, greedy, load_decoder
-from dqlora.models.gate import entropy_threshold, load_distilled
-from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student
+from dqlora.models.gate import GatedStudent, entropy_threshold, load_distilled
+from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features_batch, load_student
 from dqlora.progress import ProgressBar
 
 
@@ -45,19 +46,41 @@ def teacher_transcripts(path: Path, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def transcribe_all(
-    student: EncoderCTC,
+    base: EncoderCTC,
+    distilled: EncoderCTC,
     vocabulary: Vocabulary,
     clips: list[np.ndarray],
-    name: str,
     decoders: dict[str, Decoder],
 ) -> list[dict[str, str]]:
-    """By each decoder, named by the student's name and the decoder's: transcripts of int16 [samples], a clip a time."""
-    progress = ProgressBar(clips, f"{name} student transcribes", unit=" clips")
-    found = (clip_logits(student, to_float32(clip)) for clip in progress)
-    return [
-        {name + suffix: vocabulary.decode(decoder(logits).tolist()) for suffix, decoder in decoders.items()}
-        for logits in found
-    ]
+    """Both students' transcripts of int16 [samples] by each decoder, named by the student's name and the decoder's."""
+    device = base_of(base.model).device
+
+    @torch.inference_mode()
+    def transcribed(batch: list[int]) -> list[dict[str, str]]:
+        features, frames = pad_features(cnn_features_batch(base.model, [clips[position] for position in batch]))
+        frames = frames.to(device)
+        if isinstance(distilled, GatedStudent):
+            both = distilled.with_base(features, frames)
+        else:
+            both = base(features, frames), distilled(features, frames)
+        logits = {name: rows.float().cpu().numpy() for name, rows in zip(("base", "distilled"), both, strict=True)}
+        return [
+            {
+                name + suffix: vocabulary.decode(decoder(rows[row, :count]).tolist())
+                for name, rows in logits.items()
+                for suffix, decoder in decoders.items()
+            }
+            for row, count in enumerate(frames.tolist())
+        ]
+
+    texts: list[dict[str, str]] = [{} for _ in clips]
+    batches = inference_batches(list(map(len, clips)), device)
+    with ProgressBar(total=len(clips), desc="students transcribe", unit=" clips") as progress:
+        for batch, found in zip(batches, map_on_cores(transcribed, batches, device), strict=True):
+            for position, text in zip(batch, found, strict=True):
+                texts[position] = text
+            progress.update(len(batch))
+    return texts
 
 
 def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -145,15 +168,14 @@ def main() -> None:
     decoders: dict[str, Decoder] = {"": greedy}
     if decoder is not greedy:
         decoders["_lm"] = decoder
-    distilled_texts = transcribe_all(distilled, vocabulary, clips + other_clips, "distilled", decoders)
-    adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
     base = EncoderCTC(load_student(paths.student, params.student.quantize, device))
-    base_texts = transcribe_all(base, vocabulary, clips + other_clips, "base", decoders)
-    for row, before, after in zip(rows + others, base_texts, distilled_texts, strict=True):
-        row |= before | after
+    texts = transcribe_all(base, distilled, vocabulary, clips + other_clips, decoders)
+    for row, found in zip(rows + others, texts, strict=True):
+        row |= found
+    adapter_mb = sum(file.stat().st_size for file in paths.adapter.glob("*.safetensors")) / 1e6
 
     draws, seed = params.evaluate.bootstrap_draws, params.seed
-    students = [*base_texts[0], *distilled_texts[0]]
+    students = list(texts[0])
     systems = [*students, "teacher"]
     metrics = measure(rows, systems, language, draws, seed) | {"adapter_mb": adapter_mb}
     if others:

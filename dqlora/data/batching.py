@@ -11,7 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dqlora.data.audio import SAMPLE_RATE
 from dqlora.seeding import generator_for
+
+# s of padded audio a batch of `inference_batches`; on the CPU each clip alone, so that it has the same to the last bit
+# whatever others there are
+BATCH_SECONDS = {"cuda": 160, "cpu": 0}
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -187,6 +192,11 @@ def bucketed_batches(lengths: list[int], longest: int, seed: int, epoch: int, ji
     if batch:
         batches.append(batch)
     return [batches[place] for place in generator.permutation(len(batches))]
+
+
+def inference_batches(samples: list[int], device: torch.device) -> list[list[int]]:
+    """Positions of clips in batches of like length, given the samples of each. On a CPU each clip is one alone."""
+    return bucketed_batches(samples, BATCH_SECONDS[device.type] * SAMPLE_RATE, seed=0, epoch=0, jitter=0.0)
 
 
 def endless_batches(lengths: list[int], longest: int, seed: int, start: int = 0) -> Iterator[list[int]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,31 +10,42 @@ from torch.nn import functional as F
 
 from dqlora.data.batching import length_mask, pad_features
 from dqlora.data.storage import read_json, rerun
-from dqlora.models.lora import load_adapted
-from dqlora.models.wav2vec2 import EncoderCTC, base_of
+from dqlora.models.lora import add_trained_lora, load_adapted
+from dqlora.models.wav2vec2 import EncoderCTC, base_of, load_student, with_same_weights
 
 
 class GatedStudent(EncoderCTC):
     """Transcribes a clip without the adapter where the base model is certain of it, and with the adapter elsewhere.
 
-    The base is certain of a clip if the mean entropy of its token distribution, in nats per frame, is at most
-    `threshold`.
+    Parameters
+    ----------
+    model
+        with the adapter.
+    base
+        without; the two may have their frozen weights in common.
+    threshold
+        The base is certain of a clip if the mean entropy of its token distribution, in nats per frame, is at most
+        this.
     """
 
-    def __init__(self, model: nn.Module, threshold: float):
+    def __init__(self, model: nn.Module, base: nn.Module, threshold: float):
         super().__init__(model)
+        self.base = EncoderCTC(base)
         self.threshold = threshold
 
     def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None) -> Tensor:
-        model: Any = self.model
-        with model.disable_adapter():
-            logits = super().forward(features, frames, time_mask)
-        uncertain = mean_entropy(logits, frames) > self.threshold
+        return self.with_base(features, frames, time_mask)[1]
+
+    def with_base(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The base's logits and the student's, [batch, longest, vocabulary] each."""
+        base = self.base(features, frames, time_mask)
+        uncertain = mean_entropy(base, frames) > self.threshold
+        logits = base.clone()
         if uncertain.any():
             logits[uncertain] = super().forward(
                 features[uncertain], frames[uncertain], time_mask if time_mask is None else time_mask[uncertain]
             )
-        return logits
+        return base, logits
 
 
 def mean_entropy(logits: Tensor, frames: Tensor) -> Tensor:
@@ -68,5 +78,8 @@ def entropy_threshold(adapter: Path) -> float | None:
 
 def load_distilled(student: Path, adapter: Path, quantize: str, device: torch.device) -> EncoderCTC:
     """The distilled student as a run left it, behind its gate if it has one."""
-    model, threshold = load_adapted(student, adapter, quantize, device), entropy_threshold(adapter)
-    return EncoderCTC(model) if threshold is None else GatedStudent(model, threshold)
+    threshold = entropy_threshold(adapter)
+    if threshold is None:
+        return EncoderCTC(load_adapted(student, adapter, quantize, device))
+    base = load_student(student, quantize, device)
+    return GatedStudent(add_trained_lora(with_same_weights(base), adapter), base, threshold)

@@ -62,9 +62,14 @@ def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.devi
     """The distilled student: `student` with the adapter that training left, or the fully trained model itself."""
     if not (adapter / "adapter_config.json").exists():
         return load_student(adapter, quantize, device)
+    return add_trained_lora(load_student(student, quantize, device), adapter)
+
+
+def add_trained_lora(model: nn.Module, adapter: Path) -> nn.Module:
+    """The model, changed in place, with the LoRA adapter that training left in a folder."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(load_student(student, quantize, device), adapter).eval()
+    return PeftModel.from_pretrained(model, adapter).eval()
 
 
 class LoraProduct(torch.autograd.Function):

@@ -4,6 +4,7 @@ Its CNN stays frozen, so that a clip's CNN features are fixed: they are computed
 everything after them works on padded batches. A padded batch gives the logits that each clip gives alone.
 """
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -69,6 +70,11 @@ def load_student(
     model.config.layerdrop = 0.0
     model.requires_grad_(False)
     return model.eval()
+
+
+def with_same_weights(model: Wav2Vec2ForCTC) -> Wav2Vec2ForCTC:
+    """A second model that has the first one's weights in common with it, not a copy of them."""
+    return copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
 
 
 def base_of(model: Any) -> Wav2Vec2ForCTC:

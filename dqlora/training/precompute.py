@@ -2,29 +2,18 @@
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
-from dqlora.data.audio import SAMPLE_RATE
-from dqlora.data.batching import bucketed_batches, prefetch
+from dqlora.data.batching import inference_batches, prefetch
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.models.wav2vec2 import base_of, cnn_features_batch
 from dqlora.progress import ProgressBar
-
-# s of padded audio a batch; on the CPU each clip alone, so that it has the same to the last bit
-# whatever others there are
-BATCH_SECONDS = {"cuda": 160, "cpu": 0}
-
-
-def buckets(lengths: list[int], device: torch.device) -> list[list[int]]:
-    """Positions of clips in batches of like length, given the samples of each."""
-    return bucketed_batches(lengths, BATCH_SECONDS[device.type] * SAMPLE_RATE, seed=0, epoch=0, jitter=0.0)
 
 
 def write_cnn_features(model: nn.Module, clips: RaggedArray, folder: Path) -> None:
     """Write the CNN features of clips, float16 [frames, conv_dim] each, in any order."""
     base = base_of(model)
-    batches = buckets([item["length"] for item in clips.items], base.device)
+    batches = inference_batches([item["length"] for item in clips.items], base.device)
 
     def features_of(batch: list[int]) -> list[Tensor]:
         return cnn_features_batch(model, [clips[clips.items[position]["id"]] for position in batch])

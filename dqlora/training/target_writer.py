@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dqlora.data.batching import inference_batches
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.data.text import Vocabulary
 from dqlora.models.wav2vec2 import base_of, cnn_features_batch
 from dqlora.progress import ProgressBar
-from dqlora.training.precompute import buckets
 from dqlora.training.targets import Clip, Sources, Target
 
 
@@ -67,5 +67,5 @@ class TargetWriter:
 
     def _batches(self, items: list[tuple[str, str]], device: torch.device) -> Iterator[list[tuple[str, str]]]:
         lengths = [self.clean.item(utterance)["length"] for _, utterance in items]
-        for positions in buckets(lengths, device):
+        for positions in inference_batches(lengths, device):
             yield [items[position] for position in positions]

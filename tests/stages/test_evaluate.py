@@ -2,9 +2,19 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from dqlora.config import Lora
+from dqlora.data.audio import to_float32, to_int16
+from dqlora.data.batching import BATCH_SECONDS
+from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
-from stages.evaluate import measure, summary_of, teacher_transcripts
+from dqlora.models.decoding import greedy
+from dqlora.models.gate import GatedStudent, entropies
+from dqlora.models.lora import add_lora
+from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student, transcribe
+from stages.evaluate import measure, summary_of, teacher_transcripts, transcribe_all
+from tests.conftest import tone
 
 ROWS = [{"id": "crow", "condition": "clean"}, {"id": "crow", "condition": "5 dB"}]
 
@@ -46,3 +56,31 @@ def test_the_summary_is_short_and_says_what_is_gained_at_home_and_elsewhere(out_
     assert summary_of(metrics) == {
         "base": {"clean": 0.0, "noisy": 0.5}, "clean": 0.0, "noisy": 0.0, "gain": 1.0, "low": 1.0, "high": 1.0
     } | ({"out_of_domain": 1.0} if out_of_domain else {})  # fmt: skip
+
+
+@pytest.mark.parametrize("batch_seconds", [0, 4, 40])
+@pytest.mark.parametrize("gated", [True, False])
+def test_students_transcribe_a_batch_as_they_do_each_clip(
+    student_folder: Path, monkeypatch: pytest.MonkeyPatch, gated: bool, batch_seconds: int
+) -> None:
+    monkeypatch.setitem(BATCH_SECONDS, "cpu", batch_seconds)
+    cpu = torch.device("cpu")
+    vocabulary = Vocabulary.load(student_folder / "vocab.json")
+    clips = [to_int16(tone(seconds, 100 + 90 * number)) for number, seconds in enumerate((2.0, 0.3, 1.4, 1.1))]
+    base = EncoderCTC(load_student(student_folder, "nf4", cpu))
+    lora = Lora(r=4, alpha=8, dropout=0.0, target_modules=["q_proj", "v_proj", "output_dense"])
+    model = add_lora(load_student(student_folder, "nf4", cpu), lora, seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.3)
+    found = entropies(base, [cnn_features(base.model, to_float32(clip)).clone() for clip in clips])
+    between = sum(sorted(found)[1:3]) / 2
+    distilled = (GatedStudent(model, base.model, between) if gated else EncoderCTC(model)).eval()
+    texts = transcribe_all(base, distilled, vocabulary, clips, {"": greedy, "_lm": lambda logits: logits.argmin(-1)})
+    for clip, text in zip(clips, texts, strict=True):
+        assert list(text) == ["base", "base_lm", "distilled", "distilled_lm"]
+        for name, student in (("base", base), ("distilled", distilled)):
+            assert text[name] == transcribe(student, vocabulary, to_float32(clip))
+    changed = [text["base"] != text["distilled"] for text in texts]
+    assert sum(changed) == (2 if gated else 4), changed

@@ -46,7 +46,7 @@ def test_the_adapter_runs_where_the_base_is_uncertain(student_folder: Path, quan
         entropy = mean_entropy(unadapted, frames).sort()
         between = (entropy.values[0] + entropy.values[1]).item() / 2
         for threshold, certain in ((0.0, []), (between, entropy.indices[:1].tolist()), (9.0, [0, 1, 2])):
-            found = GatedStudent(model, threshold)(features, frames)
+            found = GatedStudent(model, base, threshold)(features, frames)
             for row, count in enumerate(frames.tolist()):
                 expected = (unadapted if row in certain else adapted)[row, :count]
                 torch.testing.assert_close(found[row, :count], expected, atol=0.02 if on_gpu else 1e-5, rtol=1e-3)
@@ -73,6 +73,18 @@ def test_the_threshold_lies_beside_the_adapter(student_folder: Path, tmp_path: P
         assert entropy_threshold(adapter) == threshold
         student = load_distilled(student_folder, adapter, "none", CPU)
         assert type(student) is kind and getattr(student, "threshold", None) == threshold
+
+
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+def test_a_gated_student_holds_its_frozen_weights_once(student_folder: Path, tmp_path: Path, quantize: str) -> None:
+    add_lora(load_student(student_folder, quantize, CPU), LORA, seed=0).save_pretrained(tmp_path / "adapter")
+    write_json(tmp_path / "gate.json", {"entropy_threshold": 0.25})
+    student = load_distilled(student_folder, tmp_path / "adapter", quantize, CPU)
+    assert isinstance(student, GatedStudent)
+    adapters = {name for name, _ in student.model.named_parameters() if "lora_" in name}
+    assert len(adapters) >= 8 and not [name for name, _ in student.base.named_parameters() if "lora_" in name]
+    shared = {weight.data_ptr() for weight in student.base.parameters()}
+    assert {weight.data_ptr() for name, weight in student.model.named_parameters() if name not in adapters} == shared
 
 
 def test_a_fully_trained_student_has_no_gate(student_folder: Path, tmp_path: Path) -> None:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from dqlora.data.audio import to_float32, to_int16
+from dqlora.data.batching import BATCH_SECONDS
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.models.wav2vec2 import cnn_features, load_student
-from dqlora.training.precompute import BATCH_SECONDS, write_cnn_features
+from dqlora.training.precompute import write_cnn_features
 from tests.conftest import tone
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from dqlora.data.audio import to_float32, to_int16
+from dqlora.data.batching import BATCH_SECONDS
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.data.text import Vocabulary
 from dqlora.models.wav2vec2 import cnn_features
-from dqlora.training.precompute import BATCH_SECONDS
 from dqlora.training.target_writer import TargetWriter
 from dqlora.training.targets import Clip
 from tests.conftest import tone
