@@ -11,6 +11,7 @@ from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
 from dqlora.data.storage import atomic_directory, read_jsonl, rerun, write_json
 from dqlora.data.text import Vocabulary
+from dqlora.device import map_on_cores
 from dqlora.errors import run_stage
 from dqlora.evaluation.metrics import metrics_of, score
 from dqlora.evaluation.test_set import test_clips
@@ -42,8 +43,11 @@ def main() -> None:
     adapter = metrics_of(score(rows, "distilled", language))
     metrics = {}
     for name, run in students.items():
-        for row, clip in zip(rows, ProgressBar(clips, f"{name} transcribes", unit=" clips"), strict=True):
-            row[name] = run(to_float32(clip))
+        texts = map_on_cores(run, map(to_float32, clips))
+        for row, text in zip(
+            rows, ProgressBar(texts, f"{name} transcribes", unit=" clips", total=len(clips)), strict=True
+        ):
+            row[name] = text
         found = metrics_of(score(rows, name, language))
         differences = {
             condition: found[condition]["wer"] - adapter[condition]["wer"] for condition in ("clean", "noisy")

@@ -14,7 +14,7 @@ from dqlora.config import Decode, Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
 from dqlora.data.storage import RaggedArray, write_json
 from dqlora.data.text import Vocabulary
-from dqlora.device import default_device
+from dqlora.device import default_device, map_on_cores
 from dqlora.errors import run_stage
 from dqlora.evaluation.metrics import Errors, count_errors
 from dqlora.evaluation.test_set import CLEAN
@@ -36,17 +36,20 @@ class Clips:
         self.vocabulary, self.language = Vocabulary.load(paths.student / "vocab.json"), language
         self.references: dict[str, list[str]] = defaultdict(list)
         self.logits: dict[str, list[np.ndarray]] = defaultdict(list)
-        student = load_distilled(paths.student, paths.adapter, quantize, default_device()).eval()
+        device = default_device()
+        student = load_distilled(paths.student, paths.adapter, quantize, device).eval()
         clean, noisy = RaggedArray(paths.clean / "validation"), RaggedArray(paths.noisy / "validation")
         clips = [(item["id"], CLEAN, clean[item["id"]]) for item in clean.items]
         clips += [(item["utterance"], f"{item['snr_db']:g} dB", noisy[item["id"]]) for item in noisy.items]
-        for utterance, condition, samples in ProgressBar(clips, "distilled student transcribes", unit=" clips"):
+        found = map_on_cores(lambda clip: clip_logits(student, to_float32(clip[-1])), clips, device)
+        progress = ProgressBar(clips, "distilled student transcribes", unit=" clips")
+        for (utterance, condition, _), logits in zip(progress, found, strict=True):
             self.references[condition].append(clean.item(utterance)["transcript"])
-            self.logits[condition].append(clip_logits(student, to_float32(samples)))
+            self.logits[condition].append(logits)
 
     def errors(self, transcript: Callable[[np.ndarray], str]) -> dict[str, Errors]:
         return {
-            condition: count_errors(references, list(map(transcript, self.logits[condition])), self.language)
+            condition: count_errors(references, list(map_on_cores(transcript, self.logits[condition])), self.language)
             for condition, references in self.references.items()
         }
 

@@ -289,7 +289,9 @@ class OnnxStudent:
     def __init__(self, folder: Path):
         import onnxruntime
 
-        self.session = onnxruntime.InferenceSession(folder / ONNX, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # as `map_on_cores`
+        self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
         self.vocabulary = Vocabulary.load(folder / "vocab.json")
 
     def logits(self, samples: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from dqlora.data.batching import inference_batches, prefetch
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter
+from dqlora.device import map_on_cores
 from dqlora.models.wav2vec2 import base_of, cnn_features_batch
 from dqlora.progress import ProgressBar
 
@@ -22,7 +23,8 @@ def write_cnn_features(model: nn.Module, clips: RaggedArray, folder: Path) -> No
         RaggedArrayWriter(folder, "float16", base.config.conv_dim[-1]) as out,
         ProgressBar(total=len(clips), desc=f"student's CNN {folder.name}", unit=" clips") as bar,
     ):
-        for batch, made in zip(batches, prefetch(features_of, iter(batches), base.device), strict=True):
-            for position, features in zip(batch, made, strict=True):
+        made = (map_on_cores if base.device.type == "cpu" else prefetch)(features_of, iter(batches), base.device)
+        for batch, rows in zip(batches, made, strict=True):
+            for position, features in zip(batch, rows, strict=True):
                 out.append(features.half().cpu().numpy(), id=clips.items[position]["id"])
             bar.update(len(batch))
