@@ -1,11 +1,12 @@
 """Whisper's own transcripts of the test clips: data/<preset>/teacher_transcripts, once a clip."""
 
 import json
+from itertools import chain
 
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
 from dqlora.data.storage import atomic_directory
-from dqlora.device import default_device
+from dqlora.device import default_device, map_on_cores
 from dqlora.errors import run_stage
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.whisper import Teacher
@@ -25,12 +26,12 @@ def main() -> None:
         (folder / "test.jsonl").open("w", encoding="utf-8") as file,
         ProgressBar(total=len(clips), desc="teacher transcribes", unit=" clips") as progress,
     ):
-        for start in range(0, len(clips), batch_size):
-            batch = [to_float32(clip) for clip in clips[start : start + batch_size]]
-            for row, text in zip(rows[start : start + batch_size], teacher.transcribe(batch, language), strict=True):
-                line = {"id": row["id"], "condition": row["condition"], "teacher": text}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            progress.update(len(batch))
+        batches = [clips[start : start + batch_size] for start in range(0, len(clips), batch_size)]
+        found = map_on_cores(lambda batch: teacher.transcribe(list(map(to_float32, batch)), language), batches, device)
+        for row, text in zip(rows, chain.from_iterable(found), strict=True):
+            line = {"id": row["id"], "condition": row["condition"], "teacher": text}
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            progress.update()
 
 
 if __name__ == "__main__":
