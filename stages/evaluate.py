@@ -12,6 +12,7 @@ import numpy as np
 
 from dqlora.config import OUT_OF_DOMAIN, Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
+from dqlora.data.labels import labelled
 from dqlora.data.origin import ORIGIN, amount_used
 from dqlora.data.storage import (
     RaggedArray,
@@ -116,7 +117,7 @@ def record_of(paths: Paths, metrics: dict[str, Any], language: str, draws: int, 
         "teacher": read_json(paths.teacher / ORIGIN, rerun("fetch_models")),
         "speech": read_json(paths.clean / ORIGIN, rerun("fetch_speech")),
         "noise": read_json(paths.noise / ORIGIN, rerun("fetch_noise")),
-        "used": amount_used(RaggedArray(paths.clean / "test"), RaggedArray(paths.noisy / "test")),
+        "used": amount_used(labelled(paths, "test"), RaggedArray(paths.noisy / "test")),
         "metrics": metrics,
     }
     if OUT_OF_DOMAIN in metrics:

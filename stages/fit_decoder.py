@@ -12,6 +12,7 @@ import numpy as np
 
 from dqlora.config import Decode, Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
@@ -37,7 +38,7 @@ class Clips:
         self.references: dict[str, list[str]] = defaultdict(list)
         self.logits: dict[str, list[np.ndarray]] = defaultdict(list)
         student = load_distilled(paths.student, paths.adapter, quantize, default_device()).eval()
-        clean, noisy = RaggedArray(paths.clean / "validation"), RaggedArray(paths.noisy / "validation")
+        clean, noisy = labelled(paths, "validation"), RaggedArray(paths.noisy / "validation")
         clips = [(item["id"], CLEAN, clean[item["id"]]) for item in clean.items]
         clips += [(item["utterance"], f"{item['snr_db']:g} dB", noisy[item["id"]]) for item in noisy.items]
         for utterance, condition, samples in ProgressBar(clips, "distilled student transcribes", unit=" clips"):
