@@ -5,6 +5,7 @@ Both students are decoded greedily, and once more, as `base_lm` and `distilled_l
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,10 @@ def main() -> None:
     for system in systems:
         clean, mixed = (metrics[system][condition]["wer"] for condition in ("clean", "noisy"))
         print(f"{system:>12}: WER clean {clean:.1%}, noisy {mixed:.1%}")
+    if any("labelled_by" in item for item in labelled(paths, "test").items):
+        print(
+            "warning: errors are counted against Whisper's transcripts: no test clip has a human one", file=sys.stderr
+        )
     print(f"noisy WER {in_words(metrics['wer_reduction']['noisy'])} than the base's")
     if OUT_OF_DOMAIN in metrics:
         print(out_of_domain_in_words(metrics[OUT_OF_DOMAIN]))
