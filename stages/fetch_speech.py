@@ -36,9 +36,11 @@ TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test":
 
 @dataclass(frozen=True)
 class Written:
-    """How many clips of a split were written, and what is said in those that have a transcript."""
+    """How much of a split was written, and what is said in the clips that have a transcript."""
 
     clips: int
+    without_transcript: int
+    minutes: float
     sentences: set[str]
 
 
@@ -64,7 +66,7 @@ def fetch_split(
     rejected: Rejected,
     untranscribed: bool = False,
 ) -> Written:
-    """Write one split, at most `wanted` clips, and say how much it is. `held_out` sentences are rejected.
+    """Write one split, at most `wanted` clips. `held_out` sentences are rejected.
 
     `pad` may lengthen a clip, given its float32 [samples] and its id. Clips without a transcript are rejected, unless
     `untranscribed`.
@@ -111,15 +113,18 @@ def fetch_split(
                 sentences.add(text)
             if written == wanted:
                 break
-    minutes = samples_written / SAMPLE_RATE / 60
-    lacking = f"{without} of them without a transcript, " if without else ""
-    print(f"{split}: {written} clips, {lacking}{minutes:.1f} min, {rejected.count(split)} rejected")
-    if 0 < written < FEW and split in TOO_FEW_FOR:
+    return Written(written, without, samples_written / SAMPLE_RATE / 60, sentences)
+
+
+def tell(split: str, written: Written, rejected: int) -> None:
+    """Say how much of a split there is, and whether it is enough."""
+    lacking = f"{written.without_transcript} of them without a transcript, " if written.without_transcript else ""
+    print(f"{split}: {written.clips} clips, {lacking}{written.minutes:.1f} min, {rejected} rejected")
+    if 0 < written.clips < FEW and split in TOO_FEW_FOR:
         print(
-            f"warning: {split} has {written}, too few to {TOO_FEW_FOR[split]}; give it {FEW} and more",
+            f"warning: {split} has {written.clips}, too few to {TOO_FEW_FOR[split]}; give it {FEW} and more",
             file=sys.stderr,
         )
-    return Written(written, sentences)
 
 
 def fitting_text(transcript: str, language: str, vocabulary: Vocabulary, held_out: set[str]) -> str:
@@ -180,6 +185,7 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
                 if written.clips or EMPTY not in found.counts():
                     break
             rejected.items += found.items
+            tell(split, written, rejected.count(split))
             if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
             held_out |= written.sentences
@@ -215,6 +221,7 @@ def fetch_out_of_domain(
         raise
     except UserError as error:
         raise UserError(str(error).replace("speech.path", "out_of_domain.speech")) from None
+    tell(OUT_OF_DOMAIN, written, rejected.count(OUT_OF_DOMAIN))
     if not written.clips:
         raise no_usable_clip("out_of_domain.speech", other.speech, OUT_OF_DOMAIN, rejected)
     write_origin(split, other.speech, "speech", commit_of(other.speech), labels=labels_of(other.speech))
