@@ -103,6 +103,23 @@ class Decode(Block):
     hotword_weight: Annotated[float, Field(ge=0, le=100)]
 
 
+Threshold = Annotated[float, Field(ge=0)] | Literal["none"]
+Probability = Annotated[float, Field(ge=0, le=1)] | Literal["none"]
+
+
+class PseudoLabel(Block):
+    """What a transcript of the teacher's must be like to be learnt from; each is switched off by none."""
+
+    hallucinations: Annotated[list[str], BeforeValidator(_split)]
+    log_probability: Annotated[float, Field(le=0)] | Literal["none"]
+    no_speech: Probability
+    compression_ratio: Threshold
+    language: Probability
+    repeats: Positive | Literal["none"]
+    second: Literal["faster", "student", "none"]
+    wer: Threshold
+
+
 class Evaluate(Block):
     bootstrap_draws: Annotated[int, Field(ge=100, le=1_000_000)]
 
@@ -196,6 +213,7 @@ class Params(Block):
     distill: Distill
     train: Train
     gate: Gate
+    pseudo_label: PseudoLabel
     lm: Lm
     decode: Decode
     evaluate: Evaluate
@@ -208,6 +226,8 @@ class Paths:
         data, models = root / "data" / preset, root / "models" / preset
         self.checksums = root / "presets" / f"{preset}.sha256"  # of what was downloaded; belongs into git
         self.clean = data / "clean"
+        self.pseudo_labels = data / "pseudo_labels"
+        self.teacher_labels = data / "teacher_labels"  # what the teacher has transcribed so far; no output
         self.noise = data / "noise"
         self.noisy = data / "noisy"
         self.downloads = data / "downloads"
@@ -227,9 +247,6 @@ class Paths:
         self.checkpoints = models / "checkpoints"
         self.metrics = root / "metrics" / preset
         self.costs = self.metrics / "costs.json"
-
-    def teacher_input_audio(self, teacher_input: str) -> Path:
-        return {"clean": self.clean, "noisy": self.noisy}[teacher_input]
 
 
 def load_params(path: Path = Path("params.yaml")) -> Params:

@@ -34,27 +34,30 @@ STAGES = {
     "fetch_models": (0, 0, "student and teacher", INK),
     "fetch_speech": (0, 1, "clips and transcripts", INK),
     "fetch_noise": (0, 2, "recordings", INK),
-    "fit_gate": (1, 0, "the entropy threshold", PURPLE),
-    "encode_teacher": (1, 1, "Whisper’s features", GREEN),
-    "train_teacher_head": (2, 1, "tokens from features", GREEN),
-    "make_targets": (3, 1, "a target per frame", GREEN),
-    "mix": (1, 2, "speech in noise", BLUE),
-    "extract_features": (2, 2, "the frozen CNN, once", BLUE),
-    "train": (3, 2, "LoRA on a 4-bit student", BLUE),
-    "build_lm": (1, 3, "n-grams of words", PURPLE),
-    "fit_decoder": (3, 3, "weights of the search", PURPLE),
-    "transcribe_teacher": (2, 4, "Whisper’s transcripts", INK),
-    "evaluate": (4, 0, "WER, before and after", INK),
-    "export": (4, 1, "merged and ONNX", INK),
-    "profile": (4, 2, "RTF and memory", INK),
-    "report": (4, 3, "one page", INK),
+    "pseudo_label": (1, 1, "transcripts, if none", GREEN),
+    "fit_gate": (2, 0, "the entropy threshold", PURPLE),
+    "encode_teacher": (2, 1, "Whisper’s features", GREEN),
+    "train_teacher_head": (3, 1, "tokens from features", GREEN),
+    "make_targets": (4, 1, "a target per frame", GREEN),
+    "mix": (2, 2, "speech in noise", BLUE),
+    "extract_features": (3, 2, "the frozen CNN, once", BLUE),
+    "train": (4, 2, "LoRA on a 4-bit student", BLUE),
+    "build_lm": (2, 3, "n-grams of words", PURPLE),
+    "fit_decoder": (4, 3, "weights of the search", PURPLE),
+    "transcribe_teacher": (3, 4, "Whisper’s transcripts", INK),
+    "evaluate": (5, 0, "WER, before and after", INK),
+    "export": (5, 1, "merged and ONNX", INK),
+    "profile": (5, 2, "RTF and memory", INK),
+    "report": (5, 3, "one page", INK),
 }
 STAGE_WIDTH, STAGE_HEIGHT, COLUMN, ROW = 146, 46, 176, 90
 
 
 def pipeline() -> Drawing:
     """The stages of dvc.yaml and what each needs of the others, without the needs that other arrows imply."""
-    drawing = Drawing(WIDTH, 460, "The pipeline: targets come from clean speech, the student hears the same in noise.")
+    drawing = Drawing(
+        WIDTH + COLUMN, 460, "The pipeline: targets come from clean speech, the student hears the same in noise."
+    )
     needs = direct_needs(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
     if misplaced := sorted(needs.keys() ^ STAGES.keys()):
         raise UserError(f"research/figures.py: STAGES and dvc.yaml differ in {', '.join(misplaced)}")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from dqlora.config import OUT_OF_DOMAIN, Lm, Paths, load_params, load_preset
+from dqlora.data.labels import labelled
 from dqlora.data.sentences import read_sentences
-from dqlora.data.storage import RaggedArray, atomic_directory, write_json
+from dqlora.data.storage import atomic_directory, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out, without_spaces
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.models.decoding import BeamSearch, Weights
@@ -16,7 +17,7 @@ from dqlora.models.language_model import as_decoded, evaluate_arpa, language_mod
 
 def transcripts(paths: Paths, split: str) -> list[str]:
     """As the student's labels: spelt out, in its letters."""
-    return [item["text"] for item in RaggedArray(paths.clean / split).items]
+    return [item["text"] for item in labelled(paths, split).items]
 
 
 def usable(

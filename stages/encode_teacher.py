@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from dqlora.config import Paths, load_params
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.device import default_device
 from dqlora.errors import run_stage
@@ -30,10 +31,10 @@ def main() -> None:
     paths = Paths(params.preset)
     device = default_device()
     teacher = Teacher(paths.teacher, device)
-    audio = paths.teacher_input_audio(params.teacher_input)
     with atomic_directory(paths.teacher_features) as folder:
         for split in ("train", "validation"):
-            encode_split(teacher, RaggedArray(audio / split), folder / split, BATCH_SIZE[device.type])
+            audio = labelled(paths, split) if params.teacher_input == "clean" else RaggedArray(paths.noisy / split)
+            encode_split(teacher, audio, folder / split, BATCH_SIZE[device.type])
 
 
 if __name__ == "__main__":

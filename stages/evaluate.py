@@ -5,6 +5,7 @@ Both students are decoded greedily, and once more, as `base_lm` and `distilled_l
 
 import csv
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from dqlora.config import OUT_OF_DOMAIN, Paths, load_params, load_preset
 from dqlora.data.batching import inference_batches, pad_features
+from dqlora.data.labels import labelled
 from dqlora.data.origin import ORIGIN, amount_used
 from dqlora.data.storage import (
     RaggedArray,
@@ -139,7 +141,7 @@ def record_of(paths: Paths, metrics: dict[str, Any], language: str, draws: int, 
         "teacher": read_json(paths.teacher / ORIGIN, rerun("fetch_models")),
         "speech": read_json(paths.clean / ORIGIN, rerun("fetch_speech")),
         "noise": read_json(paths.noise / ORIGIN, rerun("fetch_noise")),
-        "used": amount_used(RaggedArray(paths.clean / "test"), RaggedArray(paths.noisy / "test")),
+        "used": amount_used(labelled(paths, "test"), RaggedArray(paths.noisy / "test")),
         "metrics": metrics,
     }
     if OUT_OF_DOMAIN in metrics:
@@ -192,6 +194,10 @@ def main() -> None:
     for system in systems:
         clean, mixed = (metrics[system][condition]["wer"] for condition in ("clean", "noisy"))
         print(f"{system:>12}: WER clean {clean:.1%}, noisy {mixed:.1%}")
+    if any("labelled_by" in item for item in labelled(paths, "test").items):
+        print(
+            "warning: errors are counted against Whisper's transcripts: no test clip has a human one", file=sys.stderr
+        )
     print(f"noisy WER {in_words(metrics['wer_reduction']['noisy'])} than the base's")
     if OUT_OF_DOMAIN in metrics:
         print(out_of_domain_in_words(metrics[OUT_OF_DOMAIN]))

@@ -1,10 +1,14 @@
 """Fetch the speech corpus: data/<preset>/clean/{train,validation,test}, 16 kHz mono, with transcripts spelt out.
 
+What has no transcript is kept with an empty one, for `pseudo_label`, and cut at its pauses where it is long; in test
+only where no clip has one.
+
 out_of_domain beside them is another corpus, that of the preset; empty where the preset names none in its language.
 """
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -12,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from dqlora.config import OUT_OF_DOMAIN, OutOfDomain, Paths, Silence, Speech, load_params, load_preset
-from dqlora.data.audio import MAX_SECONDS, SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
+from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
 from dqlora.data.corpus import Clip, commit_of, read_clips
 from dqlora.data.fleurs import DamagedError
 from dqlora.data.layouts import SPLITS
@@ -22,9 +26,22 @@ from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
+from dqlora.transcription.segmentation import pieces
 
 FEW = 10  # clips
+JOINED_SECONDS = 15  # up to which stretches of speech between pauses make one clip, as in read-speech corpora
+EMPTY = "empty transcript"
 TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test": "tell how good the student is"}
+
+
+@dataclass(frozen=True)
+class Written:
+    """How much of a split was written, and what is said in the clips that have a transcript."""
+
+    clips: int
+    without_transcript: int
+    minutes: float
+    sentences: set[str]
 
 
 def pad_with_silence(silence: Silence, seed: int, samples: np.ndarray, clip: str) -> np.ndarray:
@@ -47,14 +64,16 @@ def fetch_split(
     vocabulary: Vocabulary,
     held_out: set[str],
     rejected: Rejected,
-) -> set[str]:
-    """Write one split, at most `wanted` clips, and say how much it is; returns its sentences. `held_out` are rejected.
+    untranscribed: bool = False,
+) -> Written:
+    """Write one split, at most `wanted` clips. `held_out` sentences are rejected.
 
-    `pad` may lengthen a clip, given its float32 [samples] and its id.
+    `pad` may lengthen a clip, given its float32 [samples] and its id. Clips without a transcript are rejected, unless
+    `untranscribed`.
     """
-    ids: set[str] = set()
+    names: set[str] = set()  # of recordings, of which one may be several clips
     sentences: set[str] = set()
-    samples_written = 0
+    written = without = samples_written = 0
     with (
         RaggedArrayWriter(folder, "int16") as out,
         ProgressBar(desc=f"speech {split}", unit=" clips", leave=False) as progress,
@@ -63,34 +82,77 @@ def fetch_split(
             try:
                 if clip.problem:
                     raise BadText(clip.problem)
-                if clip.id in ids:
+                if clip.id in names:
                     raise BadText("a second clip of this name")
-                if not clip.transcript.strip():
-                    raise BadText("empty transcript")
-                text = vocabulary.fit(spell_out(clip.transcript, language))
-                if text in held_out:
-                    raise BadText("its sentence stands in another split too")
+                text = ""
+                if clip.transcript.strip() or not untranscribed:
+                    text = fitting_text(clip.transcript, language, vocabulary, held_out)
                 samples = read_audio(clip.audio)
-                check_speech(samples)
-                samples = pad(samples, clip.id)
+                parts = [(clip.id, samples)]
+                if not text and len(samples) > MAX_SECONDS * SAMPLE_RATE:
+                    parts = [(f"{clip.id}:{number}", part) for number, part in enumerate(cut_at_pauses(samples), 1)]
+                    if not parts:
+                        raise BadAudio("nobody speaks in it")
             except (BadAudio, BadText) as reason:
                 rejected.add(split, clip.id, str(reason))
                 continue
-            ids.add(clip.id)
-            sentences.add(text)
-            samples_written += len(samples)
-            out.append(to_int16(samples), id=clip.id, transcript=clip.transcript, text=text)
-            progress.update()
-            if len(ids) == wanted:
+            for name, part in parts[: wanted - written]:
+                try:
+                    check_speech(part)
+                except BadAudio as reason:
+                    rejected.add(split, name, str(reason))
+                    continue
+                part = pad(part, name)
+                out.append(to_int16(part), id=name, transcript=clip.transcript if text else "", text=text)
+                names.add(clip.id)
+                written += 1
+                without += not text
+                samples_written += len(part)
+                progress.update()
+            if text and clip.id in names:
+                sentences.add(text)
+            if written == wanted:
                 break
-    minutes = samples_written / SAMPLE_RATE / 60
-    print(f"{split}: {len(ids)} clips, {minutes:.1f} min, {rejected.count(split)} rejected")
-    if 0 < len(ids) < FEW and split in TOO_FEW_FOR:
+    return Written(written, without, samples_written / SAMPLE_RATE / 60, sentences)
+
+
+def tell(split: str, written: Written, rejected: int) -> None:
+    """Say how much of a split there is, and whether it is enough."""
+    lacking = f"{written.without_transcript} of them without a transcript, " if written.without_transcript else ""
+    print(f"{split}: {written.clips} clips, {lacking}{written.minutes:.1f} min, {rejected} rejected")
+    if 0 < written.clips < FEW and split in TOO_FEW_FOR:
         print(
-            f"warning: {split} has {len(ids)}, too few to {TOO_FEW_FOR[split]}; give it {FEW} and more",
+            f"warning: {split} has {written.clips}, too few to {TOO_FEW_FOR[split]}; give it {FEW} and more",
             file=sys.stderr,
         )
-    return sentences
+
+
+def fitting_text(transcript: str, language: str, vocabulary: Vocabulary, held_out: set[str]) -> str:
+    """The transcript in the student's letters. Raises BadText if it is empty, cannot be written or is held out."""
+    if not transcript.strip():
+        raise BadText(EMPTY)
+    text = vocabulary.fit(spell_out(transcript, language))
+    if text in held_out:
+        raise BadText("its sentence stands in another split too")
+    return text
+
+
+def cut_at_pauses(samples: np.ndarray) -> Iterator[np.ndarray]:
+    """Stretches of speech of a long recording, float32 [samples] each, without the silence between them.
+
+    They are joined up to JOINED_SECONDS, and what is longer than a window without a pause is cut anywhere.
+    """
+    held: list[np.ndarray] = []
+    for piece in pieces([samples]):
+        for first, last in piece.own:
+            begin, end = ((frame - piece.first_frame) * FRAME_HOP for frame in (first, last or len(samples)))
+            stretch = piece.samples[begin:end]
+            if held and sum(map(len, held)) + len(stretch) > JOINED_SECONDS * SAMPLE_RATE:
+                yield np.concatenate(held)
+                held = []
+            held.append(stretch)
+    if held:
+        yield np.concatenate(held)
 
 
 def as_it_is(samples: np.ndarray, clip: str) -> np.ndarray:
@@ -111,15 +173,22 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
     held_out: set[str] = set()
     with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
-            clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
             pad = partial(pad_with_silence, silence, seed) if split == "train" else as_it_is
             wanted = getattr(speech.clips, split)
-            sentences = fetch_split(
-                clips, wanted, speech.language, pad, split, folder / split, vocabulary, held_out, rejected
-            )
-            if not sentences:
+            for untranscribed in (False, True) if split == "test" else (True,):
+                clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
+                found = Rejected()
+                written = fetch_split(
+                    clips, wanted, speech.language, pad, split, folder / split, vocabulary, held_out, found,
+                    untranscribed,
+                )  # fmt: skip
+                if written.clips or EMPTY not in found.counts():
+                    break
+            rejected.items += found.items
+            tell(split, written, rejected.count(split))
+            if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
-            held_out |= sentences
+            held_out |= written.sentences
         fetch_out_of_domain(other, speech.language, paths, seed, folder, vocabulary, held_out, rejected)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)
@@ -145,14 +214,15 @@ def fetch_out_of_domain(
         return
     try:
         clips = read_clips(other.speech, "test", seed, paths.downloads / OUT_OF_DOMAIN, paths.checksums)
-        texts = fetch_split(
+        written = fetch_split(
             clips, other.clips, language, as_it_is, OUT_OF_DOMAIN, split, vocabulary, held_out, rejected
         )
     except DamagedError:
         raise
     except UserError as error:
         raise UserError(str(error).replace("speech.path", "out_of_domain.speech")) from None
-    if not texts:
+    tell(OUT_OF_DOMAIN, written, rejected.count(OUT_OF_DOMAIN))
+    if not written.clips:
         raise no_usable_clip("out_of_domain.speech", other.speech, OUT_OF_DOMAIN, rejected)
     write_origin(split, other.speech, "speech", commit_of(other.speech), labels=labels_of(other.speech))
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from dqlora.config import Decode, Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device, map_on_cores
@@ -38,7 +39,7 @@ class Clips:
         self.logits: dict[str, list[np.ndarray]] = defaultdict(list)
         device = default_device()
         student = load_distilled(paths.student, paths.adapter, quantize, device).eval()
-        clean, noisy = RaggedArray(paths.clean / "validation"), RaggedArray(paths.noisy / "validation")
+        clean, noisy = labelled(paths, "validation"), RaggedArray(paths.noisy / "validation")
         clips = [(item["id"], CLEAN, clean[item["id"]]) for item in clean.items]
         clips += [(item["utterance"], f"{item['snr_db']:g} dB", noisy[item["id"]]) for item in noisy.items]
         found = map_on_cores(lambda clip: clip_logits(student, to_float32(clip[-1])), clips, device)

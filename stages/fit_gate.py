@@ -4,7 +4,8 @@ import numpy as np
 
 from dqlora.config import Paths, load_params
 from dqlora.data.audio import to_float32
-from dqlora.data.storage import RaggedArray, write_json
+from dqlora.data.labels import labelled
+from dqlora.data.storage import write_json
 from dqlora.device import default_device
 from dqlora.errors import run_stage
 from dqlora.models.gate import entropies
@@ -17,7 +18,7 @@ def main() -> None:
     threshold = None
     if quantile:
         model = load_student(paths.student, params.student.quantize, default_device())
-        clean = RaggedArray(paths.clean / "validation")
+        clean = labelled(paths, "validation")
         features = [cnn_features(model, to_float32(clean[item["id"]])) for item in clean.items]
         threshold = float(np.quantile(entropies(EncoderCTC(model), features), quantile))
         print(f"gate: the adapter runs above {threshold:.4f} nats per frame")

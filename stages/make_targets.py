@@ -10,6 +10,7 @@ import torch
 
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, atomic_directory
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
@@ -48,11 +49,11 @@ def main() -> None:
     if target.uses_head:
         head, head_wer = load_head(paths.teacher_head, device)
         if target.limited_by_head and params.teacher_input == "clean":
-            warn_of_weak_teacher(model, vocabulary, RaggedArray(paths.clean / "validation"), head_wer, language)
+            warn_of_weak_teacher(model, vocabulary, labelled(paths, "validation"), head_wer, language)
     sources = Sources(EncoderCTC(model, target.base_layer), vocabulary.blank, params.seed, head)
     whisper = RaggedArray(paths.teacher_features / "train") if target.uses_whisper else None
     with atomic_directory(paths.targets) as folder:
-        TargetWriter(target, sources, vocabulary, RaggedArray(paths.clean / "train"), whisper).write(folder)
+        TargetWriter(target, sources, vocabulary, labelled(paths, "train"), whisper).write(folder)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 
 from dqlora.config import OUT_OF_DOMAIN, Mix, Paths, load_params
+from dqlora.data.labels import labelled
 from dqlora.data.mixing import mix_int16
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import run_stage
@@ -54,7 +55,7 @@ def versions_of(utterance: str, split: str, settings: Mix, seed: int, clean: Pat
 
 def mix_split(split: str, settings: Mix, seed: int, paths: Paths, workers: int) -> Iterator[Version]:
     clean, noise = paths.clean / split, paths.noise / NOISE_SPLIT[split]
-    utterances = [item["id"] for item in RaggedArray(clean).items]
+    utterances = [item["id"] for item in labelled(paths, split).items]
     mix_one = partial(versions_of, split=split, settings=settings, seed=seed, clean=clean, noise=noise)
     with ProcessPoolExecutor(workers) as pool:
         clips = pool.map(mix_one, utterances, chunksize=8)

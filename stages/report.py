@@ -12,7 +12,10 @@ from dqlora.data.storage import RaggedArray, atomic_write, read_json, read_jsonl
 from dqlora.errors import UserError, run_stage
 from dqlora.evaluation.results import Row, out_of_domain_in_words
 from dqlora.report.charts import Curve
-from dqlora.report.render import Inputs, RunSettings, render
+from dqlora.report.render import Example, Inputs, Labels, RunSettings, render
+from dqlora.seeding import generator_for
+
+EXAMPLES = 10  # labels that are shown of those kept, and of those rejected
 
 
 def read_metrics(path: Path, stage: str) -> dict[str, Any]:
@@ -33,6 +36,7 @@ def read_rejected(paths: Paths) -> list[tuple[str, str, str, str]]:
     """What each stage rejected, and why: stage, split, id, reason."""
     folders = {
         "fetch_speech": paths.clean,
+        "pseudo_label": paths.pseudo_labels,
         "fetch_noise": paths.noise,
         "train_teacher_head": paths.teacher_head,
         "train": paths.adapter,
@@ -43,6 +47,20 @@ def read_rejected(paths: Paths) -> list[tuple[str, str, str, str]]:
             with (folder / "rejected.csv").open(encoding="utf-8", newline="") as file:
                 items += [(stage, line["split"], line["id"], line["reason"]) for line in csv.DictReader(file)]
     return items
+
+
+def read_labels(paths: Paths, seed: int) -> Labels:
+    """What the teacher transcribed: how much, and some clips that were kept and some that were rejected."""
+    counts = read_metrics(paths.metrics / "pseudo_label.json", "pseudo_label")
+    kept: list[Example] = []
+    rejected: list[Example] = []
+    for split in counts:
+        clips = RaggedArray(paths.clean / split)
+        for line in read_jsonl(paths.pseudo_labels / f"{split}.jsonl", rerun("pseudo_label")):
+            (kept if line["kept"] else rejected).append((split, line, clips[line["id"]]))
+    for same in (kept, rejected):
+        generator_for(seed, "labels").shuffle(same)
+    return Labels(counts, kept[:EXAMPLES], rejected[:EXAMPLES])
 
 
 class Sounds:
@@ -87,6 +105,7 @@ def main() -> None:
         validation_wer=read_curve(curves / "validation_wer.tsv"),
         predictions=read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate")),
         rejected=read_rejected(paths),
+        labels=read_labels(paths, params.seed),
     )
     page = render(inputs, Sounds(paths))
     output = paths.metrics / "report.html"

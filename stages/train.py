@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from dvclive import Live
 
 from dqlora.config import Paths, load_params, load_preset
+from dqlora.data.labels import labelled
 from dqlora.data.origin import ORIGIN, amount_used
 from dqlora.data.storage import (
     RaggedArray,
@@ -59,7 +60,7 @@ def load_data(paths: Paths, language: str, targets: RaggedArray | None, rejected
         load_examples(
             split,
             noisy=RaggedArray(paths.noisy / split),
-            clean=RaggedArray(paths.clean / split),
+            clean=labelled(paths, split),
             features=RaggedArray(paths.cnn_features / split),
             targets=targets if split == "train" else None,
             vocabulary=vocabulary,
@@ -74,7 +75,7 @@ def checkpoint_path(paths: Paths, *settings: object) -> Path:
     """Named by settings, inputs and code, so that the checkpoint of others is never taken up."""
     inputs = [paths.student, paths.targets]  # the CNN features follow from student, clips and code
     for split in ("train", "validation"):
-        inputs += [paths.clean / split / "index.jsonl", paths.noisy / split]
+        inputs += [paths.clean / split / "index.jsonl", paths.pseudo_labels / f"{split}.jsonl", paths.noisy / split]
     return paths.checkpoints / f"{fingerprint(*settings, *inputs, *loaded_sources())}.safetensors"
 
 
@@ -97,7 +98,7 @@ def origins_and_amounts(paths: Paths, rejected: Rejected) -> dict[str, Any]:
     amounts = {}
     for split in ("train", "validation"):
         left_out = {name for of, name, _ in rejected.items if of == split}
-        amounts[split] = amount_used(RaggedArray(paths.clean / split), RaggedArray(paths.noisy / split), left_out)
+        amounts[split] = amount_used(labelled(paths, split), RaggedArray(paths.noisy / split), left_out)
     return {
         "base": read_json(paths.student / ORIGIN, rerun("fetch_models")) | {"digest": fingerprint(paths.student)},
         "speech": read_json(paths.clean / ORIGIN, rerun("fetch_speech")),

@@ -7,6 +7,7 @@ from dqlora.config import Paths, load_params, load_preset
 from dqlora.config import TeacherHead as HeadSettings
 from dqlora.data.audio import to_float32
 from dqlora.data.batching import Example
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, atomic_directory, write_json
 from dqlora.data.text import Vocabulary, frames_needed
 from dqlora.device import default_device
@@ -24,7 +25,7 @@ def base_logits(paths: Paths, quantize: str, device: torch.device) -> dict[str, 
     """The base student's logits on each clean training clip, at the teacher's frames."""
     model = load_student(paths.student, quantize, device)
     student = EncoderCTC(model)
-    features, clean = RaggedArray(paths.teacher_features / "train"), RaggedArray(paths.clean / "train")
+    features, clean = RaggedArray(paths.teacher_features / "train"), labelled(paths, "train")
     lengths = {item["utterance"]: item["length"] for item in features.items}
     targets = {}
     with torch.inference_mode():
@@ -45,7 +46,7 @@ def load_examples(
     UserError
         if no example is left.
     """
-    features, clean = RaggedArray(paths.teacher_features / split), RaggedArray(paths.clean / split)
+    features, clean = RaggedArray(paths.teacher_features / split), labelled(paths, split)
     examples = []
     for item in features.items:
         text = clean.item(item["utterance"])["text"]

@@ -437,7 +437,7 @@ def _has_frame_count(file: _Part) -> bool:
     return xing is not None and file.seek(0, io.SEEK_END) <= 17 / 16 * int.from_bytes(xing[2], "big")
 
 
-def to_16khz(samples: np.ndarray, rate: int) -> np.ndarray:
+def to_16khz(samples: np.ndarray, rate: float) -> np.ndarray:
     """Resample float32 [samples] from `rate` (Hz) to 16 kHz."""
     if rate == SAMPLE_RATE:
         return np.ascontiguousarray(samples, np.float32)

@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path, PurePath, PurePosixPath
 
@@ -45,7 +45,8 @@ def read_folder(folder: Path, split: str, seed: int) -> Iterator[tuple[Row, Path
     Parameters
     ----------
     folder
-        In one of the layouts below: Hugging Face's audiofolder, Common Voice, LJSpeech, Kaldi, LibriSpeech.
+        In one of the layouts below: Hugging Face's audiofolder, Common Voice, LJSpeech, Kaldi, LibriSpeech; or bare
+        recordings, whose transcripts are empty. A split's folder without a table is bare beside others with one.
     split
         train, validation or test.
     seed
@@ -130,15 +131,21 @@ def _find_tables(folder: Path) -> list[Table]:
     for layout in (_audiofolder, _split_tables, _kaldi, _librispeech):
         tables = list(layout(folder))
         if {"train", "test"} <= {table.split for table in tables}:
-            return _checked(tables)
+            return _checked([*tables, *_bare_splits(folder, tables)])
         found.append(tables)
     if tables := next(filter(None, found), []):
-        return _checked(tables)
-    others = [file.name for suffix in TABLE_SUFFIXES for file in sorted(folder.glob(f"*{suffix}"))]
-    raise UserError(
-        f"speech.path: {folder}: no transcripts; put a metadata.csv (file_name,transcription) beside the recordings"
-        + (f" ({others[0]} is not read: rename it)" if others else "; other layouts stand in docs/data.md")
-    )
+        return _checked([*tables, *_bare_splits(folder, tables)])
+    if others := _files(folder, *(pattern + suffix for pattern in ("*", "*/*") for suffix in TABLE_SUFFIXES)):
+        raise UserError(
+            f"speech.path: {folder}: no transcripts; put a metadata.csv (file_name,transcription) beside the "
+            f"recordings ({others[0].name} is not read: rename it, or move it away to have them transcribed)"
+        )
+    if not _recordings(folder, folder):
+        raise UserError(
+            f"speech.path: {folder}: no recordings in it; name a folder of recordings, with a metadata.csv "
+            "(file_name,transcription) beside them or, for the teacher to transcribe, without"
+        )
+    return [Table(folder, partial(_read_bare, folder), None, (folder,))]
 
 
 def _checked(tables: list[Table]) -> list[Table]:
@@ -187,6 +194,28 @@ def _librispeech(folder: Path) -> Iterator[Table]:
     """LibriSpeech: */*/*/<speaker>-<chapter>.trans.txt beside its FLAC files, in train-*, dev-* and test-*."""
     for path in _files(folder, "**/*.trans.txt"):
         yield Table(path, read_librispeech, _split_of(path.parent.relative_to(folder)), (path.parent,))
+
+
+def _bare_splits(folder: Path, tables: list[Table]) -> Iterator[Table]:
+    """The splits that have a folder of recordings and no table, beside others that have one."""
+    with_table = {table.split for table in tables}
+    if None in with_table:
+        return
+    for path in sorted(folder.iterdir()):
+        split = split_named(path.name) if path.is_dir() else None
+        if split and split not in with_table and _recordings(folder, path):
+            yield Table(path, partial(_read_bare, folder), split, (folder,))
+
+
+def _read_bare(corpus: Path, folder: Path) -> Iterator[Row]:
+    """The recordings in and below a folder, without transcripts; named from the corpus' folder."""
+    for name in _recordings(corpus, folder):
+        yield Row(name, name, "")
+
+
+def _recordings(corpus: Path, folder: Path) -> list[str]:
+    files = (file for file in folder.rglob("*") if file.suffix.lower() in AUDIO_SUFFIXES and file.is_file())
+    return sorted(file.relative_to(corpus).as_posix() for file in files if not file.name.startswith("."))
 
 
 def _files(folder: Path, *patterns: str) -> list[Path]:
@@ -243,29 +272,37 @@ def _split_by_sentence(
 ) -> list[tuple[Row, Table]]:
     """Rows that are to train on, split by a hash of their sentence so that each split has one sentence at least.
 
-    What says nothing, or cannot be used, stays in train, which rejects it.
+    Where the sentences are too few for that, rows without a transcript are split by a hash of their names, and what
+    sentences there are go to test. What cannot be used stays in train, which rejects it.
     """
-    sentences = [_sentence(row) if row.split in ("", "train") else "" for row, _ in rows]
-    hashes = {sentence: hash_ratio(sentence, seed) for sentence in sentences if sentence}
-    if len(hashes) < len(ratios):
-        names = ", ".join(name for name, _ in ratios)
-        usable = sum(map(bool, sentences))
+    own = [row.split in ("", "train") and not row.problem for row, _ in rows]
+    sentences = [_sentence(row) if ours else "" for (row, _), ours in zip(rows, own, strict=True)]
+    names = [row.id if ours and not row.transcript.strip() else "" for (row, _), ours in zip(rows, own, strict=True)]
+    known, bare = ({key for key in keys if key} for keys in (sentences, names))
+    keys, to_split, left, splits = sentences, known, ratios, {"": ""}
+    if len(known) < len(ratios):
+        keys, to_split = [sentence or name for sentence, name in zip(sentences, names, strict=True)], bare
+        if known and ratios == HASH_RATIOS:
+            left, splits = VALIDATION_RATIOS, splits | dict.fromkeys(known, "test")
+    if len(to_split) < len(left):
+        without = f", and {len(bare)} without a transcript," if bare else ""
         raise UserError(
-            f"speech.path: {folder}: {usable} usable rows with {len(hashes)} different sentences are too few to "
-            f"split into {names}; add recordings of other sentences, or put them into train/, validation/ and test/"
+            f"speech.path: {folder}: {sum(map(bool, sentences))} usable rows with {len(known)} different sentences"
+            f"{without} are too few to split into {', '.join(name for name, _ in ratios)}; add recordings of other "
+            "sentences, or put them into train/, validation/ and test/"
         )
-    ordered = sorted(hashes, key=lambda sentence: hashes[sentence])
-    splits = {"": ""}
+    hashes = {key: hash_ratio(key, seed) for key in to_split}
+    ordered = sorted(hashes, key=lambda key: hashes[key])
     start = 0
-    for number, (name, below) in enumerate(ratios):
-        to_come = len(ratios) - number - 1
+    for number, (name, below) in enumerate(left):
+        to_come = len(left) - number - 1
         end = sum(ratio < below for ratio in hashes.values())
         end = min(max(end, start + 1), len(ordered) - to_come)
         splits |= dict.fromkeys(ordered[start:end], name)
         start = end
     return [
-        (replace(row, split=splits[sentence] or row.split), table)
-        for (row, table), sentence in zip(rows, sentences, strict=True)
+        (replace(row, split=splits.get(key, "") or row.split), table)
+        for (row, table), key in zip(rows, keys, strict=True)
     ]
 
 

@@ -76,15 +76,20 @@ def amount_used(clean: RaggedArray, noisy: RaggedArray, left_out: set[str] | Non
 
     Returns
     -------
-    `clips` and `seconds` of speech, `mixtures`, their `snr_db` from high to low (None: not mixed), and
-    `noise_recordings`, of which they were mixed.
+    `clips` and `seconds` of speech, and `labelled_by_teacher` of them if any are; `mixtures`, their `snr_db` from high
+    to low (None: not mixed), and `noise_recordings`, of which they were mixed.
     """
     used = [item for item in noisy.items if item["id"] not in (left_out or ())]
     utterances = {item["utterance"] for item in used}
+    by_teacher = {name for name in utterances if "labelled_by" in clean.item(name)}
     levels = {item["snr_db"] for item in used}
+
+    def amount(names: set[str]) -> dict[str, Any]:
+        return {"clips": len(names), "seconds": sum(clean.item(name)["length"] for name in names) / SAMPLE_RATE}
+
     return {
-        "clips": len(utterances),
-        "seconds": sum(clean.item(name)["length"] for name in utterances) / SAMPLE_RATE,
+        **amount(utterances),
+        **({"labelled_by_teacher": amount(by_teacher)} if by_teacher else {}),
         "mixtures": len(used),
         "snr_db": [None] * (None in levels) + sorted(levels - {None}, reverse=True),
         "noise_recordings": len({item["noise"] for item in used if "noise" in item}),

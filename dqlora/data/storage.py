@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,12 @@ class RaggedArray:
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: unreadable ({error}); run `dvc repro` to make it again") from None
         self._by_id = {item["id"]: item for item in self.items}
+
+    def with_items(self, items: list[dict[str, Any]]) -> "RaggedArray":
+        """The same values under another index, of some of the items or with other fields."""
+        other = copy(self)
+        other.items, other._by_id = items, {item["id"]: item for item in items}
+        return other
 
     def __len__(self) -> int:
         return len(self.items)

@@ -36,6 +36,7 @@ from dqlora.data.audio import (
     to_float32,
     to_int16,
 )
+from dqlora.data.labels import labelled
 from dqlora.data.mixing import mix_int16
 from dqlora.data.noise import SYNTHETIC, synthetic_noise
 from dqlora.data.storage import RaggedArray
@@ -206,7 +207,7 @@ def load(source: str | None, device: torch.device, hotwords: Sequence[str] = ())
     else:
         systems["Student"] = partial(student_transcript, load_recogniser(model, device, hotwords))
     paths, language = Paths(preset), load_preset(preset).speech.language
-    clean, noise = RaggedArray(paths.clean / "test"), RaggedArray(paths.noise / "test")
+    clean, noise = labelled(paths, "test"), RaggedArray(paths.noise / "test")
     teacher = Teacher(paths.teacher, device)
     systems[SYSTEMS["teacher"]] = lambda mixture: teacher.transcribe([to_float32(mixture)], language)[0]
     return Demo(systems, clean, noise, language, params.seed)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dqlora.config import Paths
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray
 
 CLEAN = "clean"  # the condition of a clip that is not mixed; that of a mixture is its SNR, as "10 dB"
@@ -12,7 +13,7 @@ CLEAN = "clean"  # the condition of a clip that is not mixed; that of a mixture 
 
 def test_clips(paths: Paths, split: str = "test") -> tuple[list[dict[str, Any]], list[np.ndarray]]:
     """A split's utterances, clean and at every SNR: rows (id, condition, reference, ...) and int16 [samples] each."""
-    clean, noisy = RaggedArray(paths.clean / split), RaggedArray(paths.noisy / split)
+    clean, noisy = labelled(paths, split), RaggedArray(paths.noisy / split)
     rows, clips = [], []
     for item in clean.items:
         rows.append({"id": item["id"], "condition": CLEAN, "reference": item["transcript"]})

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration, WhisperTokenizer
+from transformers.modeling_outputs import BaseModelOutput
 
 from dqlora.data.audio import FRAMES_PER_SECOND, SAMPLE_RATE
 from dqlora.data.batching import pad_waves
@@ -22,6 +25,20 @@ WINDOW = 30  # seconds, of Whisper's training
 # them does not (`python -m benchmarks.window`).
 MARGIN = 4.0
 BATCH_SECONDS = {"cuda": 64 * WINDOW, "cpu": 4 * WINDOW}
+LONGEST = 200  # tokens of a transcript; what repeats itself ends there
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """What Whisper writes of a clip, and how sure it is, in the measures of its own `transcribe`.
+
+    Radford et al. 2022, section 4.5; openai/whisper, decoding.py.
+    """
+
+    text: str
+    log_probability: float  # mean of the tokens' and the end's, in nats
+    no_speech: float  # probability, at the start of the transcript, that nobody speaks
+    language: float | None  # probability of the language among all; None of a model that knows one alone
 
 
 class Teacher:
@@ -113,15 +130,56 @@ class Teacher:
     @torch.inference_mode()
     def transcribe(self, clips: list[np.ndarray], language: str) -> list[str]:
         """Greedy transcripts of clips, float32 [samples] at 16 kHz, at most 30 s."""
-        multilingual = (
-            {"language": whisper_language(language), "task": "transcribe"}
-            if getattr(self.model.generation_config, "is_multilingual", False)
-            else {}
-        )
-        tokens = self.model.generate(
-            self.log_mel(clips), num_beams=1, do_sample=False, max_new_tokens=200, **multilingual
-        )
+        return self._texts(self._tokens(language, input_features=self.log_mel(clips)))
+
+    @torch.inference_mode()
+    def transcribe_with_scores(self, clips: list[np.ndarray], language: str) -> list[Transcript]:
+        """Greedy transcripts as of `transcribe`, each with its scores."""
+        encoded = BaseModelOutput(last_hidden_state=self._encoder(self.log_mel(clips)))
+        tokens = self._tokens(language, encoder_outputs=encoded)
+        scores = self._scores(tokens, encoded, language)
+        return [Transcript(text, *scored) for text, scored in zip(self._texts(tokens), scores, strict=True)]
+
+    def _tokens(self, language: str, **audio: Any) -> Tensor:
+        multilingual = {"language": whisper_language(language), "task": "transcribe"} if self._multilingual else {}
+        return self.model.generate(**audio, num_beams=1, do_sample=False, max_new_tokens=LONGEST, **multilingual)
+
+    def _texts(self, tokens: Tensor) -> list[str]:
         return [text.strip() for text in self._tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    @property
+    def _multilingual(self) -> bool:
+        return bool(getattr(self.model.generation_config, "is_multilingual", False))
+
+    def _scores(
+        self, tokens: Tensor, encoded: BaseModelOutput, language: str
+    ) -> list[tuple[float, float, float | None]]:
+        """Of each transcript mean log-probability, no-speech probability and the language's: one pass of the decoder.
+
+        Tokens that Whisper suppresses have no probability, as in its own decoding.
+        """
+        settings, end = self.model.generation_config, self.model.config.eos_token_id
+        start, spoken = [self.model.config.decoder_start_token_id], ""
+        if self._multilingual:
+            spoken = f"<|{whisper_language(language)}|>"
+            start += [settings.lang_to_id[spoken], settings.task_to_id["transcribe"]]
+        start.append(settings.no_timestamps_token_id)
+        texts = [row[row < end].tolist() for row in tokens]  # every special token's id is the end's, or above it
+        rows = [torch.tensor([*start, *text, end], device=tokens.device) for text in texts]
+        padded = pad_sequence(rows, batch_first=True, padding_value=end)
+        logits = self.model(encoder_outputs=encoded, decoder_input_ids=padded[:, :-1]).logits.float()
+        at_start = logits[:, 0].softmax(-1)
+        no_speech = at_start[:, settings.no_timestamps_token_id - 1].tolist()  # <|nospeech|> stands before it
+        languages: list[float | None] = [None] * len(rows)
+        if spoken:
+            ids = list(settings.lang_to_id.values())
+            among = logits[:, 0, ids].softmax(-1)
+            languages = among[:, ids.index(settings.lang_to_id[spoken])].tolist()
+        logits[..., settings.suppress_tokens or []] = -math.inf
+        written = logits.log_softmax(-1).gather(-1, padded[:, 1:, None])[..., 0]
+        first = len(start) - 1  # predicts the first token of the text
+        means = [float(row[first : first + len(text) + 1].mean()) for row, text in zip(written, texts, strict=True)]
+        return list(zip(means, no_speech, languages, strict=True))
 
 
 def fetched(tensor: Tensor) -> tuple[Tensor, Any]:

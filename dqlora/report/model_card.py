@@ -112,6 +112,7 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
         run=run,
         measured=measured,
         noise={"train": run["noise"]["train"], "test": measured["noise"]["test"]},
+        labelled_by_teacher=_labelled(run["used"] | {"test": measured["used"]}),
         licence=licence,
         reason=reason,
         licences=licences,
@@ -151,6 +152,15 @@ def _duration(seconds: float) -> str:
 
 def _amount(used: dict[str, Any]) -> str:
     return f"{used['clips']} clips ({_duration(used['seconds'])}) in {used['mixtures']} mixtures"
+
+
+def _labelled(used: dict[str, dict[str, Any]]) -> str:
+    """How much of each split the teacher transcribed; empty where it is nothing."""
+    return ", ".join(
+        f"{split} {_duration(amounts['labelled_by_teacher']['seconds'])} of {_duration(amounts['seconds'])}"
+        for split, amounts in used.items()
+        if "labelled_by_teacher" in amounts
+    )
 
 
 def _snrs(used: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,18 @@ class RunSettings:
     bootstrap_draws: int
 
 
+Example = tuple[str, dict[str, Any], np.ndarray]  # split, a line of what pseudo_label wrote, int16 [samples]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the teacher transcribed: metrics/<preset>/pseudo_label.json, and examples."""
+
+    counts: dict[str, Any]
+    kept: list[Example] = field(default_factory=list)
+    rejected: list[Example] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class Inputs:
     """What the stages before left behind; a metric, a curve or a whole file may be missing (empty)."""
@@ -65,6 +77,7 @@ class Inputs:
     validation_wer: Curve
     predictions: list[Row]
     rejected: list[tuple[str, str, str, str]]  # made by, split, id, reason
+    labels: Labels = Labels({})
 
 
 def render(inputs: Inputs, sounds: Sounds) -> str:
@@ -116,6 +129,12 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         loss_chart=curve_chart(inputs.loss, "Training loss (nats)", "loss", best_step),
         wer_chart=curve_chart(inputs.validation_wer, "Validation WER, noisy (%)", "distilled", best_step, 100),
         rejected=group_rejected(inputs.rejected),
+        labels=label_amounts(inputs.labels.counts),
+        teacher_is_reference=bool(metric(inputs.labels.counts, "test.kept.clips")),
+        examples={
+            name: [{"split": split, **line, "sound": mp3_uri(samples)} for split, line, samples in found]
+            for name, found in (("kept", inputs.labels.kept), ("rejected", inputs.labels.rejected))
+        },
         clips=[
             (
                 "Where the distilled student improves most",
@@ -147,6 +166,13 @@ def group_rejected(items: list[tuple[str, str, str, str]]) -> list[dict[str, Any
     fields = ("made_by", "split", "reason")
     grouped = [dict(zip(fields, key, strict=True)) | {"ids": ids} for key, ids in names.items()]
     return sorted(grouped, key=lambda group: -len(group["ids"]))
+
+
+def label_amounts(counts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of each split hours and clips by who transcribed them, and why labels were rejected; none where none was made."""
+    made = sum(counts[split][kind]["clips"] for split in counts for kind in ("kept", "rejected"))
+    in_order = sorted(counts, key=("train", "validation", "test").index)
+    return [{"split": split, **counts[split]} for split in in_order] if made else []
 
 
 def mp3_uri(samples: np.ndarray) -> str:

@@ -14,6 +14,7 @@ import typer
 
 from dqlora.config import Paths
 from dqlora.data.audio import to_float32
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
@@ -47,7 +48,7 @@ def main(preset: Annotated[str, typer.Option(help="Whose artifacts to read.")] =
     )
     print("|" + " --- |" * (4 + len(SHIFTS)))
     for split in ("train", "validation"):
-        clean, whisper = RaggedArray(paths.clean / split), RaggedArray(paths.teacher_features / split)
+        clean, whisper = labelled(paths, split), RaggedArray(paths.teacher_features / split)
         transcripts: dict[str, list[str]] = {"base": [], "head": []}
         matches = np.zeros((len(SHIFTS), 2), int)
         for item in ProgressBar(clean.items, split):

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from dqlora.config import Budget, Params, Paths, load_preset
 from dqlora.data.audio import FRAMES_PER_SECOND, to_float32
 from dqlora.data.batching import Example
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory, fingerprint, loaded_sources
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected
@@ -87,7 +88,7 @@ def make_test_features(model: torch.nn.Module, paths: Paths) -> None:
     inputs = fingerprint_of(paths.student, paths.noisy / "test", paths.clean / "test", paths.clean / "validation")
 
     def write(folder: Path) -> None:
-        write_cnn_features(model, RaggedArray(paths.clean / "validation"), folder / "validation")
+        write_cnn_features(model, labelled(paths, "validation"), folder / "validation")
         rows, clips = test_clips(paths)
         with RaggedArrayWriter(folder / "test", "float16", base_of(model).config.conv_dim[-1]) as out:
             for number, (row, clip) in enumerate(zip(ProgressBar(rows, "student's CNN test"), clips, strict=True)):
@@ -136,7 +137,7 @@ class Runner:
         head = load_head(self.paths.teacher_head, self.device)[0] if target.uses_head else None
         sources = Sources(EncoderCTC(model, target.base_layer), self.vocabulary.blank, params.seed, head)
         whisper = RaggedArray(self.paths.teacher_features / "train") if target.uses_whisper else None
-        clean = RaggedArray(self.paths.clean / "train")
+        clean = labelled(self.paths, "train")
         TargetWriter(target, sources, self.vocabulary, clean, whisper).write(folder)
 
     def run(self, job: Job) -> list[dict[str, Any]]:
@@ -189,7 +190,7 @@ class Runner:
         return load_examples(
             split,
             noisy=RaggedArray(self.paths.noisy / split),
-            clean=RaggedArray(self.paths.clean / split),
+            clean=labelled(self.paths, split),
             features=RaggedArray(self.paths.cnn_features / split),
             targets=targets,
             vocabulary=self.vocabulary,

@@ -14,6 +14,7 @@ import typer
 
 from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import FRAMES_PER_SECOND, to_float32
+from dqlora.data.labels import labelled
 from dqlora.data.storage import RaggedArray, rerun
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
@@ -29,7 +30,7 @@ Clips = list[tuple[torch.Tensor, str]]  # CNN features [frames, conv_dim], text
 
 def clips_of(model: torch.nn.Module, paths: Paths, split: str) -> dict[str, Clips]:
     """A split's clips, clean and noisy."""
-    clean, noisy = RaggedArray(paths.clean / split), RaggedArray(paths.noisy / split)
+    clean, noisy = labelled(paths, split), RaggedArray(paths.noisy / split)
     found: dict[str, Clips] = {f"{split}, clean": [], f"{split}, noisy": []}
     for item in ProgressBar(clean.items, f"{split}, clean", unit=" clips"):
         found[f"{split}, clean"].append((cnn_features(model, to_float32(clean[item["id"]])), item["text"]))

@@ -62,7 +62,6 @@ BAD_SPEECH: dict[str, tuple[bytes | None, str, str]] = {
     "short": (wav_bytes(tone(0.1)), "a short file", "0.10 s, shorter than 0.3 s"),
     "long": (wav_bytes(tone(60.0)), "a long file", "60.0 s, longer than the teacher's window"),
     "cyrillic": (wav_bytes(tone(1.0)), "привет мир", "letters outside the student's vocabulary"),
-    "untranscribed": (wav_bytes(tone(1.0)), "  ", "empty transcript"),
     "punctuation": (wav_bytes(tone(1.0)), "?!", "empty transcript"),
 }
 
@@ -130,7 +129,7 @@ def test_a_folder_without_splits_is_split_by_sentence(local: Path, tmp_path: Pat
     ("spoil", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no such folder"),
-        (lambda folder: (folder / "test/metadata.csv").unlink(), "not both train and test"),
+        (lambda folder: shutil.rmtree(folder / "test"), "not both train and test"),
         (lambda folder: (folder / "test/metadata.csv").write_text(""), "needs a header file_name,transcription"),
         (lambda folder: (folder / "test/metadata.csv").write_text("a,b\n1,2\n"), "needs a header"),
         (lambda folder: (folder / "test/metadata.csv").write_bytes(b"file_name,transcription\n\xff\xfe,x\n"), "UTF-8"),

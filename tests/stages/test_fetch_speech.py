@@ -12,6 +12,7 @@ from dqlora.config import Paths, Silence
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, read_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, UserError
+from dqlora.transcription import segmentation
 from stages import fetch_speech
 from stages.train_teacher_head import load_examples
 from tests.conftest import RATE, tone, write_audiofolder
@@ -47,7 +48,7 @@ def rejected(clean: Path) -> dict[str, str]:
         ("train-0.wav,hello, this is the office", "3 cells where the table has 2"),
         ('train-0.wav,"hello', "a quote is opened and not closed"),
         ("train-0.wav", "1 cells where the table has 2"),
-        ("train-0.wav,", "empty transcript"),
+        ("train-0.wav,?", "empty transcript"),
     ],
 )
 def test_a_cut_label_is_rejected_and_named(speech: Path, clean: Path, line: str, reason: str) -> None:
@@ -58,6 +59,67 @@ def test_a_cut_label_is_rejected_and_named(speech: Path, clean: Path, line: str,
     [(name, why)] = rejected(clean).items()
     assert name == "train/train-0.wav" and why.startswith(reason)
     assert reason == "empty transcript" or f"({table}, line 3)" in why
+
+
+def without_text(folder: Path, *numbers: int) -> None:
+    lines = (folder / "metadata.csv").read_text().splitlines()
+    for number in numbers:
+        lines[1 + number] = lines[1 + number].split(",")[0] + ","
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_clips_without_a_transcript_are_kept_but_in_test(speech: Path, clean: Path) -> None:
+    for split in ("train", "validation", "test"):
+        without_text(speech / split, 1, 2)
+    fetch_speech.main()
+    for split in ("train", "validation"):
+        assert list(texts(clean, split).values()) == [
+            f"{split} sentence one".upper(), "", "", f"{split} sentence four".upper()
+        ]  # fmt: skip
+        assert RaggedArray(clean / split).items[1]["transcript"] == ""
+    assert list(texts(clean, "test").values()) == ["TEST SENTENCE ONE", "TEST SENTENCE FOUR"]
+    assert rejected(clean) == {f"test/test-{number}.wav": "empty transcript" for number in (1, 2)}
+
+
+def test_without_any_transcript_test_is_kept_too(speech: Path, clean: Path) -> None:
+    for split in ("train", "validation", "test"):
+        (speech / split / "metadata.csv").unlink()
+    (speech / "train/train-0.wav").write_bytes(b"")
+    fetch_speech.main()
+    assert rejected(clean) == {"train/train/train-0.wav": "empty file"}
+    assert {split: len(texts(clean, split)) for split in ("train", "validation", "test")} == {
+        "train": 3, "validation": 4, "test": 4
+    }  # fmt: skip
+    assert {text for split in ("train", "validation", "test") for text in texts(clean, split).values()} == {""}
+
+
+def test_a_long_recording_without_a_transcript_is_cut_at_its_pauses(
+    speech: Path, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of the speech is lost, nothing is heard twice; with a transcript it is rejected as before."""
+    spoken = np.concatenate([np.concatenate([tone(6.0, 200 + 10 * n), np.zeros(2 * RATE)]) for n in range(10)])
+    soundfile.write(speech / "train/train-1.wav", spoken, RATE, subtype="FLOAT")
+    soundfile.write(speech / "train/train-2.wav", np.zeros(40 * RATE) + 1e-3 * np.sin(np.arange(40 * RATE)), RATE)
+    soundfile.write(speech / "train/train-3.wav", spoken, RATE)
+    without_text(speech / "train", 1, 2)
+
+    def loud(samples: np.ndarray) -> np.ndarray:
+        hops = np.pad(samples, (0, -len(samples) % 512)).reshape(-1, 512)
+        return (np.abs(hops).max(1) > 0.01).astype(float)
+
+    monkeypatch.setattr(segmentation.pieces, "__defaults__", (loud,))
+    fetch_speech.main()
+    train = RaggedArray(clean / "train")
+    parts = [item["id"] for item in train.items if ":" in item["id"]]
+    assert parts == [f"train-1.wav:{number}" for number in range(1, 6)]
+    assert all(item["text"] == "" for item in train.items if ":" in item["id"])
+    sound = sum(int((np.abs(train[name]) > 300).sum()) for name in parts)
+    assert sound == pytest.approx(int((np.abs(spoken) > 300 / 32768).sum()), rel=0.01)
+    assert max(train.item(name)["length"] for name in parts) < 17 * RATE
+    assert rejected(clean) == {
+        "train/train-2.wav": "nobody speaks in it",
+        "train/train-3.wav": "80.0 s, longer than the teacher's window of 30 s",
+    }
 
 
 def test_a_decomposed_name_and_a_name_of_two_rows(speech: Path, clean: Path) -> None:

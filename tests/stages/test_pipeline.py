@@ -28,6 +28,7 @@ from tests.hub import serve
 STAGES = (
     "fetch_models",
     "fetch_speech",
+    "pseudo_label",
     "fetch_noise",
     "mix",
     "extract_features",
@@ -47,6 +48,7 @@ STAGES = (
 OUTPUTS = {
     "fetch_models": "models/fleurs/pretrained",
     "fetch_speech": "data/fleurs/clean",
+    "pseudo_label": "data/fleurs/pseudo_labels",
     "fetch_noise": "data/fleurs/noise",
     "mix": "data/fleurs/noisy",
     "extract_features": "data/fleurs/cnn_features",

@@ -160,6 +160,54 @@ def test_what_it_does_out_of_domain_stands_in_the_headline_and_in_the_last_line(
     assert last.startswith("warning: out of domain: noisy WER 4.4 % higher [1.0, 8.0]")
 
 
+def write_labels(paths: Paths, split: str, kept: int, rejected: int) -> None:
+    labels = [
+        {
+            "id": f"{split}{number}.wav", "transcript": f"words <{number}>", "log_probability": -0.25, "no_speech": 0.1,
+            "compression_ratio": 0.9, "language": None, "second": f"other {number}", "wer": 0.5,
+            "kept": number < kept, "reason": "" if number < kept else "no speech: 0.9, over 0.6",
+        }
+        for number in range(kept + rejected)
+    ]  # fmt: skip
+    if split != "test":
+        with RaggedArrayWriter(paths.clean / split, "int16") as clean:
+            for label in labels:
+                clean.append(np.ones(SAMPLE_RATE), id=label["id"], transcript="", text="")
+    paths.pseudo_labels.mkdir(exist_ok=True)
+    (paths.pseudo_labels / f"{split}.jsonl").write_text("".join(json.dumps(label) + "\n" for label in labels))
+    metrics = paths.metrics / "pseudo_label.json"
+    amount = {"human": 0, "kept": kept, "rejected": rejected}
+    counts = {name: {"clips": clips, "hours": clips / 60} for name, clips in amount.items()}
+    before = json.loads(metrics.read_text()) if metrics.exists() else {}
+    write_json(metrics, before | {split: {**counts, "reasons": {"no speech": rejected} if rejected else {}}})
+
+
+def test_labels_of_the_teacher_are_counted_and_ten_of_each_are_shown(run: Paths) -> None:
+    assert "Transcripts by Whisper" not in shown(page(run))
+    write_labels(run, "test", 0, 0)
+    write_labels(run, "train", 14, 2)
+    html = page(run)
+    text = shown(html)
+    assert "Transcripts by Whisper" in text and "counted against Whisper" not in text
+    assert "train 0.0 min 0 clips 14.0 min 14 clips 2.0 min 2 clips no speech (2)" in text
+    assert "10 labels that were kept" in text and "2 labels that were rejected" in text
+    assert "Rejected: no speech: 0.9, over 0.6. Log-probability −0.25, no speech 10.0 %" in text
+    assert "words <15>" in text and "words <15>" not in html
+    assert html.count('<audio controls preload="none"') == 12
+    assert page(run) == html
+
+
+def test_a_test_that_the_teacher_labelled_is_said_in_the_headline(run: Paths) -> None:
+    write_labels(run, "train", 3, 0)
+    counts = json.loads((run.metrics / "pseudo_label.json").read_text())
+    (run.pseudo_labels / "test.jsonl").write_text("")
+    test = {"human": {"clips": 0, "hours": 0}, "kept": {"clips": 4, "hours": 1}, "rejected": {"clips": 0, "hours": 0}}
+    write_json(run.metrics / "pseudo_label.json", counts | {"test": test | {"reasons": {}}})
+    text = shown(page(run))
+    headline, _, _ = text.partition("Noisy WER")
+    assert "Errors are counted against Whisper's transcripts: no test clip has a human one." in headline
+
+
 def test_transcripts_are_escaped(run: Paths) -> None:
     html = page(run)
     assert "<script" not in html

@@ -327,8 +327,56 @@ def test_a_broken_row_comes_with_the_split_of_its_folder(tmp_path: Path) -> None
     assert [clip.id for clip in splits(tmp_path)["test"]] == ["test/c.wav", "test/d.wav"]
 
 
+def test_bare_recordings_are_split_by_their_names(tmp_path: Path) -> None:
+    names = [f"speaker {number % 4}/{number}.wav" for number in range(200)]
+    write(tmp_path, recordings(*names, "notes.txt", ".hidden.wav"))
+    found = splits(tmp_path)
+    assert sorted(clip.id for clips in found.values() for clip in clips) == sorted(names)
+    assert all(not clip.transcript and clip.audio.is_file() for clips in found.values() for clip in clips)
+    assert {split: len(clips) for split, clips in found.items()} == {"test": 30, "validation": 15, "train": 155}
+    assert splits(tmp_path, seed=1) != found == splits(tmp_path)
+    write(tmp_path, recordings("new.wav"))
+    for split in SPLITS:
+        assert [clip for clip in splits(tmp_path)[split] if clip.id != "new.wav"] == found[split]
+
+
+@pytest.mark.parametrize("count", [3, 4, 9])
+def test_a_few_bare_recordings_give_every_split_one(tmp_path: Path, count: int) -> None:
+    write(tmp_path, recordings(*(f"{number}.flac" for number in range(count))))
+    assert all(splits(tmp_path).values())
+
+
+def test_folders_of_bare_recordings_are_the_splits(tmp_path: Path) -> None:
+    write(tmp_path, recordings("train-1/a.wav", "train-2/a.wav", "dev/b.ogg", "test/c.wav"))
+    found = {split: [clip.id for clip in clips] for split, clips in splits(tmp_path).items()}
+    assert found == {"train": ["train-1/a.wav", "train-2/a.wav"], "validation": ["dev/b.ogg"], "test": ["test/c.wav"]}
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_a_test_table_beside_bare_recordings_to_train_on(tmp_path: Path, validation: bool) -> None:
+    write(tmp_path, {"test/metadata.csv": table(("c.wav", "three"))} | recordings("test/c.wav", "test/d.wav"))
+    write(tmp_path, recordings(*(f"train/{number}.wav" for number in range(5))))
+    write(tmp_path, recordings("val/b.wav") if validation else {})
+    found = splits(tmp_path)
+    assert [(clip.id, clip.transcript) for clip in found["test"]] == [("c.wav", "three")]
+    assert found["validation"] and {clip.transcript for clip in found["train"] + found["validation"]} == {""}
+    assert len(found["train"]) + len(found["validation"]) == 5 + validation
+    assert all(clip.audio.is_file() for clips in found.values() for clip in clips)
+
+
+@pytest.mark.parametrize("sentences", [1, 2, 3, 8])
+def test_what_has_a_transcript_is_tested_on_before_what_has_none(tmp_path: Path, sentences: int) -> None:
+    rows = [(f"{number}.wav", f"sentence {'abcdefgh'[number]}" if number < sentences else "") for number in range(40)]
+    found = splits(write(tmp_path, {"metadata.csv": table(*rows)}))
+    assert found["test"] and all(clip.transcript for clip in found["test"])
+    assert found["validation"] and found["train"]
+    assert sum(map(len, found.values())) == 40
+
+
 BAD: dict[str, tuple[dict[str, str], str]] = {
-    "nothing": ({"a.wav": ""}, r"no transcripts; put a metadata\.csv"),
+    "nothing": ({"notes.txt": ""}, r"no recordings in it; name a folder of recordings"),
+    "two bare recordings": ({"a.wav": "", "b.wav": ""}, r"and 2 without a transcript, are too few to split into test"),
+    "a split of bare recordings": ({"train/a.wav": ""}, r"1 without a transcript, are too few"),
     "another name": ({"transcripts.csv": table(("a.wav", "one"))}, r"transcripts\.csv is not read: rename it"),
     "no test": (
         {f"{split}/metadata.csv": table(("a.wav", "x")) for split in ("train", "val")},

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import WhisperFeatureExtractor
+from transformers.modeling_outputs import BaseModelOutput
 
 from dqlora.data.audio import SAMPLE_RATE, to_float32, to_int16
 from dqlora.errors import UserError
@@ -110,3 +111,56 @@ def test_features_do_not_depend_on_the_other_clips(teacher: Teacher) -> None:
         alone = teacher.encode([clip])[0]
         assert together.shape == alone.shape == (math.ceil(50 * len(clip) / SAMPLE_RATE), teacher.width)
         assert np.allclose(together, alone, atol=2e-3, rtol=1e-3)
+
+
+def test_scores_are_those_of_decoding_token_by_token(teacher: Teacher) -> None:
+    """Against a loop over the decoder that is fed its own tokens; a batch scores each clip as it does alone."""
+    model, settings = teacher.model, teacher.model.generation_config
+    clips = [tone(1.5), np.zeros(SAMPLE_RATE, np.float32), tone(4.0, 90)]
+    found = teacher.transcribe_with_scores(clips, "en")
+    assert [each.text for each in found] == teacher.transcribe(clips, "en")
+    for clip, each in zip(clips, found, strict=True):
+        with torch.inference_mode():
+            encoded = model.model.encoder(teacher.log_mel([clip]))
+            tokens = [model.config.decoder_start_token_id, settings.no_timestamps_token_id]
+            total, count = 0.0, 0
+            while tokens[-1] != model.config.eos_token_id and count < 200:
+                logits = model(encoder_outputs=encoded, decoder_input_ids=torch.tensor([tokens])).logits[0]
+                if not count:
+                    silence = teacher._tokenizer.convert_tokens_to_ids("<|nocaptions|>")
+                    assert each.no_speech == pytest.approx(float(logits[0].softmax(-1)[silence]), abs=1e-4)
+                last = logits[-1].clone()
+                last[settings.suppress_tokens] = -math.inf
+                log_probs = last.log_softmax(-1)
+                if not count:
+                    last[settings.begin_suppress_tokens] = -math.inf
+                tokens.append(int(last.argmax()))
+                total, count = total + float(log_probs[tokens[-1]]), count + 1
+        assert each.log_probability == pytest.approx(total / count, abs=1e-3)
+    assert {each.language for each in found} == {None}
+
+
+def test_the_probability_of_the_language_is_that_among_languages(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a teacher that says it knows two: both probabilities make one, and the prompt names language and task."""
+    ids = {f"<|{code}|>": teacher._tokenizer.convert_tokens_to_ids(f"<|{code}|>") for code in ("en", "fr")}
+    task = {"transcribe": teacher._tokenizer.convert_tokens_to_ids("<|transcribe|>")}
+    for name, value in (("is_multilingual", True), ("lang_to_id", ids), ("task_to_id", task)):
+        monkeypatch.setattr(teacher.model.generation_config, name, value, raising=False)
+    prompts: list[list[int]] = []
+    forward = teacher.model.forward
+
+    def noted(**inputs: torch.Tensor) -> object:
+        prompts.append(inputs["decoder_input_ids"][0].tolist())
+        return forward(**inputs)
+
+    monkeypatch.setattr(teacher.model, "forward", noted)
+    with torch.inference_mode():
+        encoded = BaseModelOutput(last_hidden_state=teacher._encoder(teacher.log_mel([tone(1.0)])))
+        tokens = torch.tensor([[640, 995, teacher.model.config.eos_token_id]])
+        [(_, _, english)], [(_, _, french)] = (teacher._scores(tokens, encoded, code) for code in ("en", "fr"))
+    assert english is not None and french is not None
+    assert english + french == pytest.approx(1.0) and english != french
+    start, end = teacher.model.config.decoder_start_token_id, teacher.model.generation_config.no_timestamps_token_id
+    assert prompts[1] == [start, ids["<|fr|>"], task["transcribe"], end, 640, 995]

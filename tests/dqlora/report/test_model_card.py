@@ -29,7 +29,7 @@ from dqlora.cli import app
 from dqlora.config import Lora, Paths, load_params, load_preset
 from dqlora.data.audio import read_audio
 from dqlora.data.origin import write_origin
-from dqlora.data.storage import read_json, write_json
+from dqlora.data.storage import fingerprint, read_json, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, UserError
 from dqlora.models.decoding import load_decoder
@@ -284,6 +284,25 @@ def test_the_card_says_what_the_run_recorded(finished: Path) -> None:
     ):
         assert said in card
     assert str(finished.parent) not in ended.stdout and "at most" not in ended.stdout
+
+
+def test_the_card_says_what_the_teacher_transcribed(finished: Path) -> None:
+    paths = Paths("local")
+    said, warned = "or by the teacher and filtered", "**Errors are counted against the teacher's transcripts"
+    assert said not in card_of(paths) and warned not in card_of(paths)
+    run = read_json(paths.adapter / "run.json", "")
+    run["used"]["train"]["labelled_by_teacher"] = {"clips": 3, "seconds": 5400.0}
+    run["used"]["train"]["seconds"] = 7200.0
+    write_json(paths.adapter / "run.json", run)
+    measured = read_json(paths.metrics / "test/record.json", "") | {"adapter": fingerprint(paths.adapter)}
+    write_json(paths.metrics / "test/record.json", measured)
+    card = card_of(paths)
+    assert "transcripts as given by the source, or by the teacher and filtered: train 1.5 h of 2.0 h |" in card
+    assert warned not in card
+    measured["used"]["labelled_by_teacher"] = {"clips": 2, "seconds": 2.0}
+    write_json(paths.metrics / "test/record.json", measured)
+    card = card_of(paths)
+    assert "train 1.5 h of 2.0 h, test 0.0 min of 0.0 min |" in card and warned in card
 
 
 def test_after_a_failed_override_the_card_is_still_the_runs(finished: Path) -> None:
