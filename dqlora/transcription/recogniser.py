@@ -10,6 +10,7 @@ from transformers import Wav2Vec2Config
 
 from dqlora.data.audio import (
     FRAME_HOP,
+    MAX_SECONDS,
     MIN_SECONDS,
     SAMPLE_RATE,
     SILENCE_PEAK,
@@ -28,6 +29,10 @@ from dqlora.models.wav2vec2 import EncoderCTC, base_of, clip_logits, frames_of, 
 from dqlora.transcription.confidence import frame_confidence
 from dqlora.transcription.segmentation import pieces
 from dqlora.transcription.words import BREAK, Frame, Word, words_of
+
+# Of a word in a recording longer than a window: of those below, written in noise, hardly one is right
+# (research/study/tables/pauses.md).
+LEAST_CONFIDENCE = 0.005
 
 
 class Recogniser:
@@ -109,7 +114,8 @@ def transcribe_file(
 ) -> list[Word]:
     """Words of an open recording of any length.
 
-    What fits one window gets the transcript that `evaluate` gives it, without letters that are far from any speech.
+    What fits one window gets the transcript that `evaluate` gives it, without letters that are far from any speech. Of
+    a longer one, what the student is least certain of is left out: it is noise that the detector took for speech.
 
     Parameters
     ----------
@@ -150,4 +156,4 @@ def transcribe_file(
     words = list(words_of(frames(), recogniser.vocabulary))
     if heard < MIN_SECONDS:
         raise BadAudio(f"{heard:.2f} s, shorter than {MIN_SECONDS} s")
-    return words
+    return words if heard <= MAX_SECONDS else [word for word in words if word.confidence >= LEAST_CONFIDENCE]

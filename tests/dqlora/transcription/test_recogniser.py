@@ -10,10 +10,12 @@ import torch
 from benchmarks.cpu import load_clips
 from benchmarks.transcription import join
 from dqlora.data.audio import BadAudio, to_float32, to_int16
+from dqlora.data.noise import synthetic_noise
 from dqlora.data.storage import write_json
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.language_model import as_decoded, train_arpa
 from dqlora.models.wav2vec2 import transcribe
+from dqlora.transcription import recogniser as module
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import cues, text_of
 from research.study.confidence import auc, right_words
@@ -120,6 +122,32 @@ def test_wrong_words_have_a_lower_confidence(
             (of_right if right else of_wrong).append(word.confidence)
     assert min(len(of_right), len(of_wrong)) > 30
     assert auc(np.array(of_right), np.array(of_wrong)) > 0.85
+
+
+def test_a_babble_of_voices_is_not_written_in_a_long_recording(
+    mini: Recogniser, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The detector hears speech in it, and so it is. What is said clearly before it stays."""
+    rng = np.random.default_rng(0)
+    babble = 0.1 * synthetic_noise("babble", 40 * RATE, rng, clips[10:22])
+    samples = np.concatenate([clips[0], np.zeros(RATE, np.float32), babble])
+    words = transcribe_file(mini, wav(samples))
+    monkeypatch.setattr(module, "LEAST_CONFIDENCE", 0.0)
+    everything = transcribe_file(mini, wav(samples))
+    seconds = len(clips[0]) / RATE + 0.5
+    in_noise, left = (sum(word.start > seconds for word in each) for each in (everything, words))
+    assert in_noise > 20 and left < in_noise / 4
+    said = [word for word in everything if word.start < seconds]
+    assert len(said) > 5 and words[: len(said)] == said
+
+
+def test_only_a_long_recording_loses_what_is_uncertain(
+    mini: Recogniser, clips: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LEAST_CONFIDENCE", 0.8)
+    one = transcribe_file(mini, wav(clips[0]))
+    many = transcribe_file(mini, wav(join(clips[:6], [], 0, np.random.default_rng(0))[0]))
+    assert min(word.confidence for word in one) < 0.8 <= min(word.confidence for word in many)
 
 
 def test_hot_words_that_are_spelt_by_ear_come_right_and_other_clips_stay(
