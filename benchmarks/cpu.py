@@ -43,15 +43,17 @@ Transcribe = Callable[[np.ndarray], str]
 
 
 def load_clips(speech: Path | None) -> tuple[list[np.ndarray], list[str]]:
+    """Clips, float32 [samples], and texts of a folder with a metadata.csv, or a Parquet file; else of MINI."""
     from dqlora.data.audio import read_audio
 
-    if speech is not None:
+    speech = speech or MINI
+    if speech.suffix != ".parquet":
         with (speech / "metadata.csv").open(encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         return [read_audio(speech / row["file_name"]) for row in rows], [row["transcription"] for row in rows]
     import pyarrow.parquet
 
-    rows = pyarrow.parquet.read_table(MINI, columns=["audio", "raw_transcription"]).to_pylist()
+    rows = pyarrow.parquet.read_table(speech, columns=["audio", "raw_transcription"]).to_pylist()
     return [read_audio(row["audio"]["bytes"]) for row in rows], [row["raw_transcription"] for row in rows]
 
 

@@ -53,7 +53,7 @@ from dqlora.report.spectrogram import grey_png, spectrogram
 from dqlora.report.templates import template
 from dqlora.seeding import generator_for
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
-from dqlora.transcription.words import text_of
+from dqlora.transcription.words import Word, text_of
 
 HOST = "127.0.0.1"
 MAX_UPLOAD = 32_000_000  # bytes: 30 s of stereo in float32 at 96 kHz take 23 MB
@@ -67,7 +67,8 @@ HEADERS = {
     "Cache-Control": "no-store",
 }
 
-Transcribe = Callable[[np.ndarray], str]  # the transcript of int16 [samples]
+# of int16 [samples]: words with their confidences, or the transcript alone where a system gives none
+Transcribe = Callable[[np.ndarray], list[Word] | str]
 
 
 class BadRequest(Exception):
@@ -159,8 +160,9 @@ class Demo:
         for transcribe in self.systems.values():
             with self._one_at_a_time:
                 started = time.perf_counter()
-                texts.append(text := transcribe(mixture))
+                found = transcribe(mixture)
                 seconds = time.perf_counter() - started
+            texts.append(text := found if isinstance(found, str) else text_of(found))
             against, wanted = "", text
             if reference:
                 against, wanted = "reference", reference
@@ -173,6 +175,7 @@ class Demo:
                 "words": compare(wanted, text, self.language),
                 "edits": int(errors.word_edits[0]),
                 "of": int(errors.words[0]),
+                "confidences": [] if isinstance(found, str) else found,
             }
 
 
@@ -202,10 +205,10 @@ def load(source: str | None, device: torch.device, hotwords: Sequence[str] = ())
         unadapted = EncoderCTC(load_student(student, quantize, device))
         vocabulary = Vocabulary.load(student / "vocab.json")
         base = Recogniser(unadapted, vocabulary, load_decoder(folder.parent, vocabulary, hotwords))
-        systems[SYSTEMS["base"]] = partial(student_transcript, base)
-        systems[SYSTEMS["distilled"]] = partial(student_transcript, load_recogniser(model, device, hotwords))
+        systems[SYSTEMS["base"]] = partial(student_words, base)
+        systems[SYSTEMS["distilled"]] = partial(student_words, load_recogniser(model, device, hotwords))
     else:
-        systems["Student"] = partial(student_transcript, load_recogniser(model, device, hotwords))
+        systems["Student"] = partial(student_words, load_recogniser(model, device, hotwords))
     paths, language = Paths(preset), load_preset(preset).speech.language
     clean, noise = labelled(paths, "test"), RaggedArray(paths.noise / "test")
     teacher = Teacher(paths.teacher, device)
@@ -213,9 +216,9 @@ def load(source: str | None, device: torch.device, hotwords: Sequence[str] = ())
     return Demo(systems, clean, noise, language, params.seed)
 
 
-def student_transcript(recogniser: Recogniser, mixture: np.ndarray) -> str:
+def student_words(recogniser: Recogniser, mixture: np.ndarray) -> list[Word]:
     """As `dqlora transcribe` transcribes the file that the page plays."""
-    return text_of(transcribe_file(recogniser, io.BytesIO(wav(mixture))))
+    return transcribe_file(recogniser, io.BytesIO(wav(mixture)))
 
 
 def wav(samples: np.ndarray) -> bytes:

@@ -10,6 +10,7 @@ from transformers import Wav2Vec2Config
 
 from dqlora.data.audio import (
     FRAME_HOP,
+    MAX_SECONDS,
     MIN_SECONDS,
     SAMPLE_RATE,
     SILENCE_PEAK,
@@ -25,8 +26,13 @@ from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
 from dqlora.models.run import RUN, base_of_run, find_model
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, clip_logits, frames_of, load_student
+from dqlora.transcription.confidence import frame_confidence
 from dqlora.transcription.segmentation import pieces
-from dqlora.transcription.words import BREAK, Word, words_of
+from dqlora.transcription.words import BREAK, Frame, Word, words_of
+
+# Of a word in a recording longer than a window: of those below, written in noise, hardly one is right
+# (research/study/tables/pauses.md).
+LEAST_CONFIDENCE = 0.005
 
 
 class Recogniser:
@@ -36,12 +42,23 @@ class Recogniser:
         self.student, self.vocabulary, self.decoder = student, vocabulary, decoder
         self.config = base_of(student.model).config
 
-    def token_ids(self, samples: np.ndarray) -> np.ndarray:
-        """The decoder's token of each frame, int64 [frames], of float32 [samples]; silence is blank."""
+    def path(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The decoder's token of each frame, int64 [frames], and the student's confidence, float32 [frames].
+
+        Parameters
+        ----------
+        samples
+            float32 [samples]; silence is blank.
+        """
         frames = frames_of(self.config, len(samples))
         if frames == 0 or np.abs(samples).max() < SILENCE_PEAK:
-            return np.full(frames, self.vocabulary.blank)
-        return self.decoder(self.logits(samples))
+            return np.full(frames, self.vocabulary.blank), np.ones(frames, np.float32)
+        logits = self.logits(samples)
+        return self.decoder(logits), frame_confidence(logits)
+
+    def token_ids(self, samples: np.ndarray) -> np.ndarray:
+        """The decoder's token of each frame, int64 [frames], of float32 [samples]; silence is blank."""
+        return self.path(samples)[0]
 
     def logits(self, samples: np.ndarray) -> np.ndarray:
         """float32 [frames, vocabulary]."""
@@ -97,7 +114,8 @@ def transcribe_file(
 ) -> list[Word]:
     """Words of an open recording of any length.
 
-    What fits one window gets the transcript that `evaluate` gives it, without letters that are far from any speech.
+    What fits one window gets the transcript that `evaluate` gives it, without letters that are far from any speech. Of
+    a longer one, what the student is least certain of is left out: it is noise that the detector took for speech.
 
     Parameters
     ----------
@@ -118,21 +136,24 @@ def transcribe_file(
             heard += len(block) / SAMPLE_RATE
             yield block
 
-    def token_ids() -> Iterator[int]:
+    def frames() -> Iterator[Frame]:
+        silence = Frame(recogniser.vocabulary.blank, 1.0)
         frame = 0
         for piece in pieces(counted()):
-            inside = recogniser.token_ids(to_float32(to_int16(piece.samples)))  # 16 bits, as clips are stored
+            token_ids, confidences = recogniser.path(
+                to_float32(to_int16(piece.samples))
+            )  # 16 bits, as clips are stored
             for first, last in piece.own:
                 if first > frame:
-                    yield from [BREAK, *[recogniser.vocabulary.blank] * (first - frame)]
-                own = inside[first - piece.first_frame : None if last is None else last - piece.first_frame]
-                yield from own.tolist()
-                frame = first + len(own)
+                    yield from [BREAK, *[silence] * (first - frame)]
+                own = slice(first - piece.first_frame, None if last is None else last - piece.first_frame)
+                yield from map(Frame, token_ids[own].tolist(), confidences[own].tolist())
+                frame = first + len(token_ids[own])
             if piece.ends_in_pause:
                 yield BREAK
             on_progress(frame * FRAME_HOP / SAMPLE_RATE, seconds)
 
-    words = list(words_of(token_ids(), recogniser.vocabulary))
+    words = list(words_of(frames(), recogniser.vocabulary))
     if heard < MIN_SECONDS:
         raise BadAudio(f"{heard:.2f} s, shorter than {MIN_SECONDS} s")
-    return words
+    return words if heard <= MAX_SECONDS else [word for word in words if word.confidence >= LEAST_CONFIDENCE]

@@ -1,18 +1,27 @@
-"""Words with their times, out of a student's frames, and what is written of them: text, JSON, subtitles."""
+"""Words with their times and confidences, out of a student's frames, and what is written of them."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from dqlora.data.audio import FRAME_HOP, SAMPLE_RATE
 from dqlora.data.text import Vocabulary
 
 LATENESS = 0.05  # s from a word's onset to the mini student's first peak, in the median; a test holds it to 0.15
-BREAK = -1  # in a stream of token ids: a pause
 MAX_CUE = 84  # characters of a subtitle: two lines of 42 (BBC subtitle guidelines: 37 to 42)
 MAX_CUE_SECONDS = 6.0
 LONGEST_GAP = 95  # frames (1.9 s) between two letters of a word: a student unsure of what it hears may leave one
 CUE_PAUSE = 0.8  # s between two words that ends a subtitle
+
+
+class Frame(NamedTuple):
+    """A frame of a decoder's path."""
+
+    token_id: int
+    confidence: float  # from 0 to 1
+
+
+BREAK = Frame(-1, 1.0)  # in a stream of frames: a pause, which is no frame
 
 
 @dataclass(frozen=True)
@@ -20,34 +29,40 @@ class Word:
     text: str
     start: float  # s
     end: float  # s
+    confidence: float = 1.0  # from 0 to 1
 
 
-def words_of(token_ids: Iterable[int], vocabulary: Vocabulary) -> Iterator[Word]:
-    """Words of a stream of frames' token ids, as `Vocabulary.decode` spells them, with the times of their letters.
+def words_of(frames: Iterable[Frame], vocabulary: Vocabulary) -> Iterator[Word]:
+    """Words of a stream of frames, as `Vocabulary.decode` spells them, with the times of their letters.
 
-    A word ends where `|` stands, where letters are far apart, and at BREAK, which is no frame.
+    A word ends where `|` stands, where letters are far apart, and at BREAK. It is as certain as the least certain frame
+    of its letters.
     """
     letters: list[str] = []
+    confidence = 1.0
     frame = first = last = 0
     ended = 0.0  # when the word before ended
     previous = vocabulary.blank
 
     def word() -> Word:
         start = max(ended, first * FRAME_HOP / SAMPLE_RATE - LATENESS)
-        return Word("".join(letters).lower(), round(start, 2), round((last + 1) * FRAME_HOP / SAMPLE_RATE, 2))
+        end = (last + 1) * FRAME_HOP / SAMPLE_RATE
+        return Word("".join(letters).lower(), round(start, 2), round(end, 2), round(confidence, 3))
 
-    for token in token_ids:
-        name = " " if token == BREAK else vocabulary.name(token)
+    for each in frames:
+        token = each.token_id
+        name = " " if each == BREAK else vocabulary.name(token)
         if letters and (name == " " or (name and frame - last > LONGEST_GAP)):
             yield (made := word())
-            letters, ended = [], made.end
+            letters, confidence, ended = [], 1.0, made.end
         if name and name != " ":
             if token != previous:
                 first = first if letters else frame
                 letters.append(name)
+            confidence = min(confidence, each.confidence)
             last = frame
         previous = token
-        frame += token != BREAK
+        frame += each != BREAK
     if letters:
         yield word()
 

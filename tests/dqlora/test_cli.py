@@ -56,6 +56,7 @@ def test_every_format_has_the_same_words(speech: Path, tmp_path: Path) -> None:
     text = (out / "one.txt").read_text().strip()
     made = json.loads((out / "one.json").read_text())
     assert made["text"] == text == " ".join(word["text"] for word in made["words"])
+    assert all(0 <= word["confidence"] <= 1 for word in made["words"])
     starts = [word["start"] for word in made["words"]]
     assert starts == sorted(starts) and starts[-1] < soundfile.info(speech / "one.wav").duration
     for form in ("srt", "vtt"):

@@ -161,10 +161,12 @@ def test_an_upload_is_transcribed_as_by_dqlora_transcribe(
     file = io.BytesIO()
     soundfile.write(file, np.stack([soxr.resample(samples, RATE, rate)] * channels, axis=1), rate, format=form)
     mini = load_recogniser(str(ROOT / "presets/mini/student"), torch.device("cpu"))
-    demo = Demo({"Student": lambda mixture: module.student_transcript(mini, mixture)}, *corpus, "en", 0)
+    demo = Demo({"Student": lambda mixture: module.student_words(mini, mixture)}, *corpus, "en", 0)
     places = ask(TestClient(application(demo), base_url=ADDRESS), file.getvalue(), noise="none")
-    [found] = re.findall(r'<p class="words">(.*)</p>', places["transcript-0"], re.DOTALL)
+    [found] = re.findall(r'<p class="words">(.*?)</p>', places["transcript-0"], re.DOTALL)
+    shown = re.findall(r'(\w+)&nbsp;<span class="soft">(\d\.\d\d)</span>', places["transcript-0"])
     expected = text_of(transcribe_file(mini, io.BytesIO(file.getvalue())))
+    assert len(shown) == len(found.split()) and min(float(value) for _, value in shown) < 1
     assert len(expected.split()) > 5
     assert count_errors([expected], [found], "en").wer <= 0.1  # resampled as a whole, not as a stream
 
