@@ -20,6 +20,7 @@ from dqlora.data.audio import (
     to_int16,
 )
 from dqlora.data.text import Vocabulary
+from dqlora.device import CPU, map_on_cores
 from dqlora.models.decoding import Decoder, greedy, load_decoder
 from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
@@ -27,7 +28,7 @@ from dqlora.models.pretrained import locate_student
 from dqlora.models.run import RUN, base_of_run, find_model
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, clip_logits, frames_of, load_student
 from dqlora.transcription.confidence import frame_confidence
-from dqlora.transcription.segmentation import pieces
+from dqlora.transcription.segmentation import Piece, pieces
 from dqlora.transcription.words import BREAK, Frame, Word, words_of
 
 # Of a word in a recording longer than a window: of those below, written in noise, hardly one is right
@@ -40,7 +41,7 @@ class Recogniser:
 
     def __init__(self, student: EncoderCTC, vocabulary: Vocabulary, decoder: Decoder = greedy):
         self.student, self.vocabulary, self.decoder = student, vocabulary, decoder
-        self.config = base_of(student.model).config
+        self.config, self.device = base_of(student.model).config, base_of(student.model).device
 
     def path(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The decoder's token of each frame, int64 [frames], and the student's confidence, float32 [frames].
@@ -72,7 +73,7 @@ class OnnxRecogniser(Recogniser):
         self.onnx = OnnxStudent(folder)
         self.vocabulary = self.onnx.vocabulary
         self.decoder = load_decoder(folder, self.vocabulary, hotwords)
-        self.config = Wav2Vec2Config.from_pretrained(folder)
+        self.config, self.device = Wav2Vec2Config.from_pretrained(folder), CPU
 
     def logits(self, samples: np.ndarray) -> np.ndarray:
         return self.onnx.logits(samples)
@@ -136,13 +137,13 @@ def transcribe_file(
             heard += len(block) / SAMPLE_RATE
             yield block
 
+    def heard_in(piece: Piece) -> tuple[Piece, tuple[np.ndarray, np.ndarray]]:
+        return piece, recogniser.path(to_float32(to_int16(piece.samples)))  # 16 bits, as clips are stored
+
     def frames() -> Iterator[Frame]:
         silence = Frame(recogniser.vocabulary.blank, 1.0)
         frame = 0
-        for piece in pieces(counted()):
-            token_ids, confidences = recogniser.path(
-                to_float32(to_int16(piece.samples))
-            )  # 16 bits, as clips are stored
+        for piece, (token_ids, confidences) in map_on_cores(heard_in, pieces(counted()), recogniser.device):
             for first, last in piece.own:
                 if first > frame:
                     yield from [BREAK, *[silence] * (first - frame)]
