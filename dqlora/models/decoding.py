@@ -188,23 +188,23 @@ def align(log_probs: np.ndarray, tokens: Sequence[int], blank: int) -> np.ndarra
     """
     states = np.full(2 * len(tokens) + 1, blank)  # a blank before, between and after the tokens
     states[1::2] = tokens
-    may_skip = np.zeros(len(states), dtype=bool)  # the blank before a token that differs from the one before it
-    may_skip[2:] = (states[2:] != blank) & (states[2:] != states[:-2])
-    scores = np.full(len(states), -np.inf)
-    scores[0] = 0.0
-    came = np.zeros((len(log_probs), len(states)), dtype=np.int8)  # states back in the frame before
+    skip = np.full(len(states), -np.inf)  # 0: may be reached past the blank before it, from a token that differs
+    skip[2:][(states[2:] != blank) & (states[2:] != states[:-2])] = 0
+    padded = np.full(len(states) + 2, -np.inf)  # scores, behind two states that are never reached
+    padded[2] = 0
+    stayed, stepped, skipped = padded[2:], padded[1:-1], padded[:-2]
+    has_stepped, has_skipped = np.zeros((2, len(log_probs), len(states)), dtype=bool)
     for frame, emitted in enumerate(log_probs[:, states]):
-        before = np.stack([scores, np.roll(scores, 1), np.where(may_skip, np.roll(scores, 2), -np.inf)])
-        before[1, 0] = -np.inf
-        if frame == 0:
-            before[2, :] = -np.inf
-        came[frame] = before.argmax(0)
-        scores = before.max(0) + emitted
+        two_back = skipped + skip
+        best = np.maximum(stayed, stepped)
+        np.greater(stepped, stayed, out=has_stepped[frame])
+        np.greater(two_back, best, out=has_skipped[frame])
+        padded[2:] = np.maximum(best, two_back) + emitted
     path = np.empty(len(log_probs), dtype=np.int64)
-    state = len(states) - 1 - int(len(states) > 1 and scores[-2] > scores[-1])
+    state = len(states) - 1 - int(len(states) > 1 and padded[-2] > padded[-1])
     for frame in range(len(log_probs) - 1, -1, -1):
         path[frame] = states[state]
-        state -= int(came[frame, state])
+        state -= 2 if has_skipped[frame, state] else int(has_stepped[frame, state])
     return path
 
 
