@@ -264,7 +264,7 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     memory = {"peak_rss_mb", "peak_gpu_mb"}
     costs = json.loads((project / "metrics/fleurs/costs.json").read_text())
     assert {name: set(found) for name, found in costs.items()} == {
-        "distilled": {"rtf"} | memory, "merged": {"rtf"}, "onnx": {"rtf"}
+        name: {"rtf", "peak_rss_mb"} for name in ("base", "distilled", "merged", "onnx", "teacher")
     }  # fmt: skip
     training = json.loads((project / "metrics/fleurs/curves/metrics.json").read_text())
     assert {"seconds", "rtfx"} | memory <= set(training)
