@@ -170,6 +170,7 @@ class Licences(Block):
     teacher: str
     speech: str
     noise: str
+    text: str  # of lm.text, or of lm.model
 
 
 class PretrainedHead(Block):

@@ -7,6 +7,7 @@ from typing import Any
 
 from dqlora.config import OUT_OF_DOMAIN, Lm, Paths, load_params, load_preset
 from dqlora.data.labels import labelled
+from dqlora.data.origin import ORIGIN, text_source
 from dqlora.data.sentences import read_sentences
 from dqlora.data.storage import atomic_directory, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out, without_spaces
@@ -81,6 +82,7 @@ def main() -> None:
     with atomic_directory(paths.lm) as folder:
         write_model(folder, model, sentences, params.lm, vocabulary)
         rejected.write(folder)
+        write_json(folder / ORIGIN, {"source": text_source(model, source.text), "commit": None})
         if made := language_model_in(folder):
             metrics |= evaluate_arpa(made, validation) if made.suffix == ".arpa" else {}
     write_json(paths.metrics / "lm.json", metrics)

@@ -1,59 +1,111 @@
-"""What transcribing costs, by the run's student and its exports: RTF and memory, metrics/<preset>/costs.json.
+"""What transcribing costs on one core of the CPU, by each form of the student and by the teacher: RTF and memory.
 
-The only stage whose output differs from run to run, so that all others come from DVC's cache.
+metrics/<preset>/costs.json. Each model is loaded in a process of its own, so that its memory is its own. The only stage
+whose output differs from run to run, so that all others come from DVC's cache.
 """
 
+import multiprocessing
+import os
 from collections.abc import Callable
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
-import torch
 
-from dqlora.config import Paths, load_params
+from dqlora.config import Paths, load_params, load_preset
+from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import write_json
 from dqlora.data.text import Vocabulary
-from dqlora.device import default_device
-from dqlora.errors import run_stage
-from dqlora.evaluation.profiling import peak_memory_mb, real_time_factor
+from dqlora.errors import quieten_libraries, run_stage
+from dqlora.evaluation.profiling import peak_rss_mb, real_time_factor
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.decoding import Decoder, greedy, load_decoder
-from dqlora.models.export import OnnxStudent
-from dqlora.models.gate import load_distilled
-from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student, transcribe
 
-CLIPS = 60  # of the test set, spread evenly over its conditions: a sample is enough
+SECONDS = 90  # of the test set, spread evenly over its conditions: a sample is enough
+MODELS = ("base", "distilled", "merged", "onnx", "teacher")
+
+Costs = dict[str, dict[str, float]]  # of a form: rtf, peak_rss_mb
 
 
-def decoded(student: EncoderCTC, decoder: Decoder, vocabulary: Vocabulary, samples: np.ndarray) -> str:
-    return vocabulary.decode(decoder(clip_logits(student, samples)).tolist())
+def sample(paths: Paths) -> list[np.ndarray]:
+    """int16 [samples] each, about SECONDS together."""
+    _, clips = test_clips(paths)
+    return clips[:: max(1, round(sum(map(len, clips)) / (SECONDS * SAMPLE_RATE)))]
+
+
+def student_logits(model: str, paths: Paths, quantize: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Loads a form of the student; it gives logits float32 [frames, vocabulary] of float32 [samples]."""
+    if model == "onnx":
+        import onnxruntime  # and not torch, which the form does without
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        session = onnxruntime.InferenceSession(
+            paths.exported / "onnx" / "model.onnx", options, providers=["CPUExecutionProvider"]
+        )
+        return lambda samples: session.run(None, {"audio": samples[None]})[0][0]
+    import torch
+
+    from dqlora.models.gate import load_distilled
+    from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student
+
+    quieten_libraries()
+    cpu = torch.device("cpu")
+    forms = {
+        "base": lambda: EncoderCTC(load_student(paths.student, quantize, cpu)),
+        "distilled": lambda: load_distilled(paths.student, paths.adapter, quantize, cpu),
+        "merged": lambda: EncoderCTC(load_student(paths.exported / "merged", "none", cpu)),
+    }
+    student = forms[model]()
+    return lambda samples: clip_logits(student, samples)
+
+
+def measure_teacher(paths: Paths, language: str, clips: list[np.ndarray]) -> Costs:
+    import torch
+
+    from dqlora.models.whisper import Teacher
+
+    quieten_libraries()
+    teacher = Teacher(paths.teacher, torch.device("cpu"))
+    rtf = real_time_factor(lambda samples: teacher.transcribe([samples], language)[0], clips, "teacher")
+    return {"teacher": {"rtf": rtf, "peak_rss_mb": peak_rss_mb()}}
+
+
+def measure(model: str, paths: Paths, quantize: str, language: str) -> Costs:
+    """The costs of one of MODELS; those of base and distilled also, as `_lm`, decoded as the run does, if not greedily.
+
+    To be called in a process of its own.
+    """
+    clips = sample(paths)
+    if model == "teacher":
+        return measure_teacher(paths, language, clips)
+    vocabulary = Vocabulary.load(paths.student / "vocab.json")
+    logits = student_logits(model, paths, quantize)
+    costs: Costs = {}
+    decoders: dict[str, Decoder] = {model: greedy}
+    if model in ("base", "distilled") and (decoder := load_decoder(paths.decoder.parent, vocabulary)) is not greedy:
+        decoders[f"{model}_lm"] = decoder
+    for name, decode in decoders.items():
+
+        def transcribe(samples: np.ndarray, decode: Decoder = decode) -> str:
+            return vocabulary.decode(decode(logits(samples)).tolist())
+
+        costs[name] = {"rtf": real_time_factor(transcribe, clips, name), "peak_rss_mb": peak_rss_mb()}
+    return costs
 
 
 def main() -> None:
     params = load_params()
-    paths = Paths(params.preset)
-    vocabulary = Vocabulary.load(paths.student / "vocab.json")
-    _, clips = test_clips(paths)
-    clips = clips[:: -(-len(clips) // CLIPS)]
-
-    distilled = load_distilled(paths.student, paths.adapter, params.student.quantize, default_device())
-    rtf = real_time_factor(partial(transcribe, distilled, vocabulary), clips, "distilled student")
-    costs = {"distilled": {"rtf": rtf, **peak_memory_mb()}}  # nothing else has been loaded yet
-    decoder = load_decoder(paths.decoder.parent, vocabulary)
-    if decoder is not greedy:
-        with_decoder = partial(decoded, distilled, decoder, vocabulary)
-        rtf = real_time_factor(with_decoder, clips, "distilled student, decoded by beam search")
-        costs["distilled_lm"] = {"rtf": rtf, **peak_memory_mb()}
-    del distilled
-    merged = EncoderCTC(load_student(paths.exported / "merged", "none", torch.device("cpu")))
-    onnx = OnnxStudent(paths.exported / "onnx")
-    exports: dict[str, Callable[[np.ndarray], str]] = {
-        "merged": partial(transcribe, merged, vocabulary),
-        "onnx": lambda samples: vocabulary.decode(onnx.token_ids(samples).tolist()),
-    }
-    costs |= {name: {"rtf": real_time_factor(run, clips, name)} for name, run in exports.items()}
+    language = load_preset(params.preset).speech.language
+    paths, quantize = Paths(params.preset), params.student.quantize
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes to come
+    costs: Costs = {}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, max_tasks_per_child=1) as pool:
+        for model in MODELS:
+            costs |= pool.submit(measure, model, paths, quantize, language).result()
     write_json(paths.costs, costs)
     for name, found in costs.items():
-        print(f"{name:>12}: RTF {found['rtf']:.3f}")
+        print(f"{name:>12}: RTF {found['rtf']:.3f}, {found['peak_rss_mb']:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def main() -> None:
         ),
         evaluate=read_json(paths.metrics / "evaluate.json", rerun("evaluate")),
         costs=read_metrics(paths.costs, "profile"),
+        export=read_metrics(paths.metrics / "export.json", "export"),
         train=read_metrics(paths.metrics / "train.json", "train"),
         teacher=read_metrics(paths.metrics / "teacher.json", "train_teacher_head"),
         loss=read_curve(curves / "train_loss.tsv"),

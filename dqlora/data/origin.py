@@ -14,9 +14,9 @@ ORIGIN = "origin.json"  # beside what was fetched
 SHIPPED = ("presets/mini/", "presets/fleurs/")  # comes with the project
 HOMES = ("/home", "/Users", "/")  # a folder in there is named after a person
 SAY_NOTHING = ("train", "validation", "test", "speech", "noise", "data")  # names of folders that would read as a split
-OWN = {"speech": "own recordings", "noise": "own recordings", "model": "own model"}
+OWN = {"speech": "own recordings", "noise": "own recordings", "model": "own model", "text": "own text"}
 
-Kind = Literal["speech", "noise", "model"]
+Kind = Literal["speech", "noise", "model", "text"]
 Origin = dict[str, Any]  # source and commit; of speech also labels; of noise address, and of each split how much it is
 
 
@@ -94,6 +94,21 @@ def amount_used(clean: RaggedArray, noisy: RaggedArray, left_out: set[str] | Non
         "snr_db": [None] * (None in levels) + sorted(levels - {None}, reverse=True),
         "noise_recordings": len({item["noise"] for item in used if "noise" in item}),
     }
+
+
+def text_source(model: str, text: Sequence[str]) -> str | None:
+    """Of a language model: the model itself if it is somebody's, the text that it was trained on beside transcripts.
+
+    None: there was no such text.
+
+    Parameters
+    ----------
+    model, text
+        of a preset's block `lm`.
+    """
+    if model not in ("train", "none"):
+        return public_name(model, "model")
+    return ", ".join(public_name(each, "text") for each in text) if model == "train" and text else None
 
 
 def labels_of(source: str) -> str:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from dqlora.data.audio import SAMPLE_RATE, to_float32
 from dqlora.progress import ProgressBar
@@ -25,8 +24,12 @@ def real_time_factor(transcribe: Callable[[np.ndarray], str], clips: list[np.nda
 
 def peak_memory_mb() -> dict[str, float]:
     """Peak memory so far in MB (10^6 bytes): of the process, and on the GPU (0 without one)."""
+    import torch  # only here: it takes more memory than some of what is measured
+
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-    return {
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-        "peak_gpu_mb": gpu / 1e6,
-    }
+    return {"peak_rss_mb": peak_rss_mb(), "peak_gpu_mb": gpu / 1e6}
+
+
+def peak_rss_mb() -> float:
+    """The process' largest resident set so far, libraries included, in MB (10^6 bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -19,6 +20,18 @@ MARKERS = {
 }
 
 Curve = list[tuple[int, float]]  # (optimiser step, value)
+
+
+@dataclass(frozen=True)
+class Form:
+    """What one may transcribe with, what it costs on one core, and its WER clean and noisy."""
+
+    letter: str
+    name: str
+    system: str  # one of SYSTEMS
+    rtf: float
+    peak_rss_mb: float
+    wer: dict[str, float]
 
 
 def snr_chart(conditions: Sequence[Group]) -> Markup:
@@ -82,6 +95,32 @@ def noise_chart(categories: Sequence[Group]) -> Markup:
                 parts.append(_line([(across(wer.low), middle), (across(wer.high), middle)], f"{system} whisker"))
             parts.append(_marker(system, across(wer.value), middle))
     return _svg(height, "Word error rate by noise category for the three systems; the table has the numbers.", parts)
+
+
+def cost_chart(forms: Sequence[Form]) -> Markup:
+    """WER against RTF, which is logarithmic: each form a line from its WER on clean speech up to that in noise."""
+    height = 290
+    top = _top([Estimate(wer) for form in forms for wer in form.wer.values()])
+    ends = [form.rtf for form in forms]
+    first, last = math.floor(math.log10(min(ends) / 1.2)), math.ceil(math.log10(max(ends) * 1.2))
+
+    def across(rtf: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(rtf) - first) / (last - first)
+
+    parts = _vertical_axis(height, top, "WER (%)", 100)
+    for power in range(first, last + 1):
+        parts.append(_line([(across(10**power), TOP), (across(10**power), height - BOTTOM)], "grid"))
+        parts.append(_text(across(10**power), height - BOTTOM + 18, f"{10.0**power:g}", "middle"))
+    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 8, "RTF on one core", "middle"))
+    for form in forms:
+        x, clean, noisy = across(form.rtf), _up(form.wer[CLEAN], top, height), _up(form.wer["noisy"], top, height)
+        parts.append(_line([(x, clean), (x, noisy)], f"{form.system} whisker"))
+        parts.append(Markup('<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(form.system, x, clean))
+        parts.append(_marker(form.system, x, noisy))
+        parts.append(_text(x, noisy - 9, form.letter, "middle", "label strong"))
+    return _svg(
+        height, "Word error rate, clean and noisy, against the real-time factor; the table has the numbers.", parts
+    )
 
 
 def curve_chart(curve: Curve, label: str, colour: str, best_step: float | None, scale: float = 1) -> Markup | None:

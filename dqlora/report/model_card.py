@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
 from dqlora.config import OUT_OF_DOMAIN, Paths, Preset
 from dqlora.data.hub import HUB
-from dqlora.data.origin import ORIGIN, Kind, Origin, public_name
+from dqlora.data.origin import ORIGIN, Kind, Origin, public_name, text_source
 from dqlora.data.storage import fingerprint, read_json, read_jsonl, rerun
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError, first_line
@@ -64,7 +64,15 @@ def recorded_test(paths: Paths) -> dict[str, Any]:
     return measured
 
 
-def licences_of(preset: Preset, run: dict[str, Any], measured: dict[str, Any]) -> dict[str, str]:
+def text_origin(paths: Paths, measured: dict[str, Any]) -> Origin | None:
+    """Of what the language model was made of beside the transcripts; None if nothing, or if no model is used."""
+    if not measured["decoder"]["language_model"]:
+        return None
+    origin: Origin = read_json(paths.lm / ORIGIN, rerun("build_lm"))
+    return origin if origin["source"] else None
+
+
+def licences_of(preset: Preset, run: dict[str, Any], measured: dict[str, Any], text: Origin | None) -> dict[str, str]:
     """The licence of each part of a run: the preset's, if that still names what the run was made of; else unknown."""
     stated: list[tuple[str, Origin, str, Kind, str]] = [
         ("base", run["base"], preset.student, "model", preset.licences.student),
@@ -72,10 +80,14 @@ def licences_of(preset: Preset, run: dict[str, Any], measured: dict[str, Any]) -
         ("speech", run["speech"], preset.speech.path, "speech", preset.licences.speech),
         ("noise", run["noise"], preset.noise.path, "noise", preset.licences.noise),
     ]
-    return {
+    licences = {
         part: licence if public_name(source, kind) == origin["source"] else UNKNOWN
         for part, origin, source, kind, licence in stated
     }
+    if text:
+        same = text_source(preset.lm.model, preset.lm.text) == text["source"]
+        licences["text"] = preset.licences.text if same else UNKNOWN
+    return licences
 
 
 def model_card(repository: str, preset: Preset, paths: Paths) -> str:
@@ -91,7 +103,8 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
     run, measured = recorded_run(paths), recorded_test(paths)
     rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate"))
     scores = Scores(rows, measured["language"], measured["bootstrap_draws"], measured["seed"])
-    licences = licences_of(preset, run, measured)
+    text = text_origin(paths, measured)
+    licences = licences_of(preset, run, measured, text)
     licence, reason = adapter_licence(licences)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     settings = measured["decoder"]
@@ -116,6 +129,7 @@ def model_card(repository: str, preset: Preset, paths: Paths) -> str:
         licence=licence,
         reason=reason,
         licences=licences,
+        text=text,
         base_repository=_hub_name(run["base"]["source"]),
         lora=run["adapt"] == "lora",
         not_quantised=NOT_QUANTISED,

@@ -5,7 +5,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,11 +26,21 @@ from dqlora.evaluation.results import (
     compare,
     verdict,
 )
-from dqlora.report.charts import Curve, curve_chart, legend, noise_chart, snr_chart
+from dqlora.report.charts import Curve, Form, cost_chart, curve_chart, legend, noise_chart, snr_chart
 from dqlora.report.templates import template
 
 # libsndfile maps 0..1 onto 160..8 kbit/s at 16 kHz: 24 kbit/s, so that 24 players of 30 s stay below 3 MB in base64
 MP3_COMPRESSION = (160 - 24) / (160 - 8)
+
+FORMS = {  # of what transcribes: name, and the system it is made of
+    "base": ("base student", "base"),
+    "base_lm": ("base student, language model", "base"),
+    "distilled": ("distilled student", "distilled"),
+    "distilled_lm": ("distilled student, language model", "distilled"),
+    "merged": ("distilled, merged, always on", "distilled"),
+    "onnx": ("distilled, ONNX int8", "distilled"),
+    "teacher": ("teacher (Whisper)", "teacher"),
+}
 
 Sounds = Callable[[Row], tuple[np.ndarray, np.ndarray]]  # a row's clean and noisy clip, int16 or float32 [samples]
 
@@ -71,6 +81,7 @@ class Inputs:
     settings: RunSettings
     evaluate: dict[str, Any]
     costs: dict[str, Any]
+    export: dict[str, Any]
     train: dict[str, Any]
     teacher: dict[str, Any]
     loss: Curve
@@ -109,6 +120,9 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         systems=SYSTEMS,
         evaluate=lambda name: metric(inputs.evaluate, name),
         costs=lambda name: metric(inputs.costs, name),
+        forms=(forms := forms_of(inputs)),
+        cost_chart=cost_chart(forms) if forms else None,
+        choices={condition: choices(forms, condition) for condition in ("noisy", CLEAN)},
         train=lambda name: metric(inputs.train, name),
         teacher=lambda name: metric(inputs.teacher, name),
         overall={
@@ -151,6 +165,28 @@ def metric(values: dict[str, Any], name: str) -> float | None:
     for part in name.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def forms_of(inputs: Inputs) -> list[Form]:
+    """Those of FORMS whose cost and WER were measured, the cheapest first, each with a letter."""
+    wers = inputs.evaluate | inputs.export
+    found = []
+    for form, (name, system) in FORMS.items():
+        rtf, memory = metric(inputs.costs, f"{form}.rtf"), metric(inputs.costs, f"{form}.peak_rss_mb")
+        clean, noisy = metric(wers, f"{form}.clean.wer"), metric(wers, f"{form}.noisy.wer")
+        if rtf and memory and clean is not None and noisy is not None:
+            found.append(Form("", name, system, rtf, memory, {CLEAN: clean, "noisy": noisy}))
+    in_order = sorted(found, key=lambda form: form.rtf)
+    return [replace(form, letter=chr(ord("A") + at)) for at, form in enumerate(in_order)]
+
+
+def choices(forms: list[Form], condition: str) -> list[Form]:
+    """The forms with fewer errors than every cheaper one, of `forms` with the cheapest first."""
+    best: list[Form] = []
+    for form in forms:
+        if not best or form.wer[condition] < best[-1].wer[condition]:
+            best.append(form)
+    return best
 
 
 def _reduction(evaluate: dict[str, Any], domain: str, condition: str) -> Estimate:

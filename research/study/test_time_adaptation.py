@@ -112,6 +112,8 @@ def main(
     found: dict[tuple[str, str, float, str], list[list[str]]] = defaultdict(list)  # a text for each of STEPS
     seconds, audio = np.zeros(len(STEPS)), 0.0
     for one in mixtures(speech, noise, SNR_DB, limit):
+        if one.condition == CLEAN:
+            continue
         references[one.condition].append(one.reference)
         with torch.inference_mode():
             heard = base(torch.from_numpy(normalise_audio(one.samples))[None]).logits
@@ -131,14 +133,13 @@ def main(
         cells = [f"{100 * each.wer:.1f}" for each in errors]
         cells.append(interval(errors[0], errors[-1], references[condition]))
         print(f"| {' | '.join([name, kind, f'{rate:g}', condition, *cells])} |")
-    noisy = [condition for condition in references if condition != CLEAN]
     print(
         f"\n| student | decoded | learning rate | {steps.replace('0 steps | ', '', 1)} |\n|"
         + " --- |" * (2 + len(STEPS))
     )
     for name, kind, rate in dict.fromkeys(key[:3] for key in sorted(found)):
-        texts = [each for condition in noisy for each in found[name, kind, rate, condition]]
-        spoken = [each for condition in noisy for each in references[condition]]
+        texts = [each for condition in references for each in found[name, kind, rate, condition]]
+        spoken = [each for condition in references for each in references[condition]]
         errors = [count_errors(spoken, list(each), "en") for each in zip(*texts, strict=True)]
         print(
             f"| {name} | {kind} | {rate:g} | {' | '.join(interval(errors[0], each, spoken) for each in errors[1:])} |"

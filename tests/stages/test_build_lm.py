@@ -48,6 +48,7 @@ def test_it_knows_the_words_of_training_and_text_and_no_sentence_that_is_held_ou
     lines = ["The ferry is late!", "THE harbor is OLD", "", "A café closes at 7.", "привет мир", "?!", "Open the door."]
     (tmp_path / "text" / "more.txt").write_text("\n".join(lines), encoding="utf-8")
     metrics = run(Path(), text=str(tmp_path / "text"))
+    assert read_json(clips.lm / "origin.json", "")["source"] == "own text (text)"
     assert metrics["sentences"] == 3
     words = set(read_arpa(clips.lm / "model.arpa").vocabulary())
     assert "LATE" not in words and {"BRIDGE", "CAFE", "SEVEN"} <= words

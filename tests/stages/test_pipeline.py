@@ -270,9 +270,9 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     assert {"steps", "trainable_parameters", "trainable_ratio", "rejected"} <= set(train)
     memory = {"peak_rss_mb", "peak_gpu_mb"}
     costs = json.loads((project / "metrics/fleurs/costs.json").read_text())
-    students = {"distilled", "distilled_lm"} & set(evaluate)
+    students = {"distilled", "base_lm", "distilled_lm"} & set(evaluate)
     assert {name: set(found) for name, found in costs.items()} == {
-        **dict.fromkeys(students, {"rtf"} | memory), "merged": {"rtf"}, "onnx": {"rtf"}
+        name: {"rtf", "peak_rss_mb"} for name in ({"base", "merged", "onnx", "teacher"} | students)
     }  # fmt: skip
     training = json.loads((project / "metrics/fleurs/curves/metrics.json").read_text())
     assert {"seconds", "rtfx"} | memory <= set(training)

@@ -271,3 +271,36 @@ def test_with_a_language_model_both_students_stand_once_more(run: Paths) -> None
     rates = {"clean": {"wer": 0.0123}, "noisy": {"wer": 0.0456}}
     write_json(run.metrics / "evaluate.json", metrics(low=0.021, high=0.186) | {"distilled_lm": rates})
     assert "with the language model" in shown(page(run)) and "4.6" in shown(page(run))
+
+
+COSTS = {  # RTF and MB; merged is dearer and worse than onnx, and so no choice
+    "onnx": (0.0101, 211.4),
+    "merged": (0.0202, 655.0),
+    "base": (0.0303, 660.0),
+    "distilled": (0.0404, 812.3),
+    "teacher": (0.3303, 901.0),
+}
+
+
+def test_what_to_use_for_which_budget(run: Paths) -> None:
+    """A form is named if no cheaper one has as few errors."""
+    rates = {"clean": {"wer": 0.2095}, "noisy": {"wer": 0.4001}}
+    write_json(run.costs, {name: {"rtf": rtf, "peak_rss_mb": memory} for name, (rtf, memory) in COSTS.items()})
+    write_json(run.metrics / "export.json", {"onnx": rates, "merged": rates})
+    html = page(run)
+    text = shown(html)
+    noisy = (
+        "from RTF 0.010 on the distilled, ONNX int8 (40.0 %, 211 MB), from RTF 0.040 on the distilled student (38.8 %"
+    )
+    assert f"For noisy speech, the fewest errors for what one core has time for: {noisy}" in text
+    assert "from RTF 0.330 on the teacher (Whisper) (3.1 %, 901 MB)." in text
+    assert "E teacher (Whisper) 0.330 901 12.3 % 3.1 %" in text
+    chart = html[html.index("against the real-time factor") :].partition("</svg>")[0]
+    assert re.findall(r">([A-E])</text>", chart) == list("ABCDE")
+
+
+def test_forms_that_were_not_measured_are_left_out(run: Paths) -> None:
+    """The fixture's costs are the distilled student's alone; then there are none."""
+    assert "A distilled student 0.071 812 38.8 % 20.5 %" in shown(page(run))
+    run.costs.unlink()
+    assert "metrics/tiny/costs.json has no RTF and memory" in shown(page(run))

@@ -6,7 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dqlora.data.origin import Kind, amount_used, common_address, labels_of, public_address, public_name, write_origin
+from dqlora.data.origin import (
+    Kind,
+    amount_used,
+    common_address,
+    labels_of,
+    public_address,
+    public_name,
+    text_source,
+    write_origin,
+)
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, read_json
 from dqlora.report.licence import adapter_licence
 
@@ -70,6 +79,20 @@ def test_origins_are_written(tmp_path: Path) -> None:
         "source": "own recordings (clips)", "commit": None, "labels": "as given by the source"
     }  # fmt: skip
     assert labels_of("presets/mini/speech") == "made by the dqlora project"
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "source"),
+    [
+        ("train", [], None),
+        ("none", ["a.txt"], None),
+        ("train", ["presets/mini/text"], "presets/mini/text of the dqlora project"),
+        ("train", ["/srv/anna/minutes.txt", "notes"], "own text (minutes.txt), own text (notes)"),
+        ("/srv/anna/big.arpa", ["a.txt"], "own model (big.arpa)"),
+    ],
+)
+def test_what_a_language_model_is_made_of(model: str, text: list[str], source: str | None) -> None:
+    assert text_source(model, text) == source
 
 
 def test_only_what_is_used_counts(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from dqlora.data.origin import write_origin
 from dqlora.data.storage import fingerprint, read_json, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, UserError
-from dqlora.models.decoding import load_decoder
+from dqlora.models.decoding import decoder_settings, load_decoder
 from dqlora.models.gate import load_distilled
 from dqlora.models.language_model import as_decoded, train_arpa
 from dqlora.models.lora import add_lora
@@ -195,6 +195,7 @@ def finish(
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     arpa = train_arpa(["SOME WORDS WERE HEARD", "SOME WERE NOT"], 3, 0.0)
     (paths.lm / "model.arpa").write_text(as_decoded(arpa, vocabulary))
+    write_json(paths.lm / "origin.json", {"source": None, "commit": None})
     weights = {"alpha": 0.5, "beta": 1.0, "unknown": -3.0}
     model = "lm/model.arpa" if method == "beam" else None
     write_json(paths.decoder, {"method": method, "language_model": model, "weights": weights})
@@ -323,7 +324,10 @@ def test_after_a_failed_override_the_card_is_still_the_runs(finished: Path) -> N
     assert card_of(Paths("local")) == before
 
 
-PARTS = {"student": "apache-2.0", "teacher": "mit", "speech": "cc-by-4.0 (given by all speakers)", "noise": "CC0-1.0"}
+PARTS = {
+    "student": "apache-2.0", "teacher": "mit", "speech": "cc-by-4.0 (given by all speakers)", "noise": "CC0-1.0",
+    "text": "none",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -343,6 +347,24 @@ def test_a_licence_stands_only_where_all_parts_allow_it(
     set_preset(finished, licences=PARTS | changed)
     front = yaml.safe_load(card_of(Paths("local")).split("---\n")[1])
     assert front.get("license") == licence
+
+
+@pytest.mark.parametrize(("text", "licence"), [("cc-by-4.0", "apache-2.0"), ("cc-by-sa-4.0", None)])
+def test_the_language_models_text_is_a_part(finished: Path, text: str, licence: str | None) -> None:
+    """Where there is some, and the model is used."""
+    paths = Paths("local")
+    set_preset(finished, licences={**PARTS, "text": text}, lm={"model": "train", "text": "talks/minutes.txt"})
+    assert "language model |" not in card_of(paths)
+    write_json(paths.lm / "origin.json", {"source": "own text (minutes.txt)", "commit": None})
+    assert "language model |" not in card_of(paths)  # it decodes greedily
+    change(paths.decoder, method="beam", language_model="lm/model.arpa")
+    change(paths.metrics / "test/record.json", decoder=decoder_settings(paths.decoder.parent))
+    card = card_of(paths)
+    said = "| text of the language model | own text (minutes.txt) | beside the transcripts of the training speech |"
+    assert f"{said} {text} |" in card
+    assert yaml.safe_load(card.split("---\n")[1]).get("license") == licence
+    set_preset(finished, lm={"model": "train", "text": "of/another.txt"})
+    assert "the training speech | unknown |" in card_of(paths)
 
 
 def change(path: Path, **values: object) -> None:
