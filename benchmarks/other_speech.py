@@ -8,7 +8,7 @@ with DRAWS recordings); and how much lower it is, distilled than base, then by t
 with the 95 % interval of a paired bootstrap over sentences.
 """
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +20,7 @@ from dqlora.data.audio import read_audio, to_float32, to_int16
 from dqlora.data.mixing import mix_int16
 from dqlora.data.storage import write_json
 from dqlora.data.text import Vocabulary
-from dqlora.device import default_device
+from dqlora.device import default_device, map_on_cores
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
 from dqlora.models.decoding import greedy
@@ -37,11 +37,11 @@ BOOTSTRAP = 10_000
 
 def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recogniser]) -> list[dict[str, Any]]:
     """The transcripts of each system: rows of condition, reference, base, distilled and distilled_lm."""
-    rows = []
     clips, texts = load_clips(speech)
-    for number, (clip, text) in enumerate(
-        ProgressBar(list(zip(clips, texts, strict=True)), speech.name, unit=" clips")
-    ):
+
+    def transcribed(numbered: tuple[int, tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
+        number, (clip, text) = numbered
+        rows = []
         for condition, snr_db in CONDITIONS.items():
             for draw in range(DRAWS if snr_db is not None else 1):
                 generator = generator_for(0, "other speech", number, condition, draw)
@@ -54,7 +54,11 @@ def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recognise
                     if system.decoder is not greedy:
                         row[f"{name}_lm"] = system.vocabulary.decode(system.decoder(logits).tolist())
                 rows.append(row)
-    return rows
+        return rows
+
+    numbered = enumerate(zip(clips, texts, strict=True))
+    found = map_on_cores(transcribed, numbered, systems["distilled"].device)
+    return list(chain.from_iterable(ProgressBar(found, speech.name, len(clips), unit=" clips")))
 
 
 def main(

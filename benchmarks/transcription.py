@@ -13,6 +13,7 @@ All three hear the same samples of a clip. Without SPEECH the joined recording h
 """
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,7 @@ import typer
 from benchmarks.cpu import load_clips
 from dqlora.data.audio import SAMPLE_RATE, read_audio, to_float32, to_int16
 from dqlora.data.mixing import fit_noise, power
-from dqlora.device import default_device
+from dqlora.device import default_device, map_on_cores
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import count_errors
 from dqlora.progress import ProgressBar
@@ -39,6 +40,12 @@ def transcribe(recogniser: Recogniser, samples: np.ndarray) -> list[Word]:
     file = io.BytesIO()
     soundfile.write(file, to_int16(samples), SAMPLE_RATE, format="WAV", subtype="PCM_16")
     return transcribe_file(recogniser, file)
+
+
+def both_ways(recogniser: Recogniser, clip: np.ndarray) -> tuple[str, str]:
+    """The transcripts of a clip, float32 [samples], by the model and by the command."""
+    whole = recogniser.vocabulary.decode(recogniser.token_ids(clip).tolist())
+    return whole, text_of(transcribe(recogniser, clip))
 
 
 def join(
@@ -95,11 +102,11 @@ def main(
         order = rng.permutation(len(samples))
         recording, begins = join([samples[at] for at in order], used, snr_db, rng)
         ends = begins + [len(samples[at]) for at in order]
+        clips_heard = [recording[begin:end] for begin, end in zip(begins, ends, strict=True)]
+        found = map_on_cores(partial(both_ways, recogniser), clips_heard, recogniser.device)
         whole, single, joined = ([""] * len(samples) for _ in range(3))
-        for at, begin, end in ProgressBar(zip(order, begins, ends, strict=True), condition, leave=False):
-            clip = recording[begin:end]
-            whole[at] = recogniser.vocabulary.decode(recogniser.token_ids(clip).tolist())
-            single[at] = text_of(transcribe(recogniser, clip))
+        for at, texts_of_clip in zip(order, ProgressBar(found, condition, len(order), leave=False), strict=True):
+            whole[at], single[at] = texts_of_clip
         words = transcribe(recogniser, recording)
         middles = np.array([(word.start + word.end) / 2 * SAMPLE_RATE for word in words])
         nearest = np.searchsorted((ends[:-1] + begins[1:]) / 2, middles)

@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 import torch
+import yaml
 
+from benchmarks.experiment import prepare, print_table, run_one, write_tree
 from benchmarks.scaling import CLIP, write_corpus
 from dqlora.config import Lora
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
+from dqlora.errors import UserError
 from dqlora.models.lora import add_lora
 from dqlora.models.wav2vec2 import load_student
 from tests.conftest import ROOT, tone, write_audiofolder, write_noise
@@ -91,3 +95,25 @@ def test_an_adapter_that_changes_nothing_gains_nothing_elsewhere(tmp_path: Path,
     reduction = found["distilled, noisy"]
     assert reduction["relative"] == reduction["ci_low"] == 0.0
     assert "0.0 % [0.0, 0.0]" in ended.stdout
+
+
+def test_the_experiment_of_a_tree_is_its_own(tmp_path: Path) -> None:
+    tree = tmp_path / "now"
+    write_tree(tree, None)
+    assert (tree / "stages/train.py").read_bytes() == (ROOT / "stages/train.py").read_bytes()
+    assert not (tree / "data").exists() and not (tree / ".venv").exists()
+    stages = prepare(tree, "fleurs", tmp_path / "made", 7)
+    assert stages[0] == "fetch_models" and stages[-1] == "report"
+    preset = yaml.safe_load((tree / "presets/fleurs.yaml").read_text())
+    assert preset["speech"]["path"] == str(tmp_path / "made/speech") and preset["budget"]["steps"] == 7
+    assert yaml.safe_load((tree / "params.yaml").read_text())["preset"] == "fleurs"
+    with pytest.raises(UserError, match="fetch_speech failed:\n(.*\n)*error: .*no such"):
+        run_one(tree, "fetch_speech", tmp_path / "log.txt")
+    with pytest.raises(UserError, match="--against: nothing: no such commit"):
+        write_tree(tmp_path / "before", "nothing")
+
+
+def test_the_experiments_table_has_each_stages_ratio(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table({"mix": {"before": 4.0, "now": 3.0}, "fit": {"now": 2.0}})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert rows == [["mix", "4.0", "3.0", "0.75"], ["fit", "", "2.0", ""], ["all", "4.0", "5.0", "1.25"]]
