@@ -9,8 +9,11 @@ from dqlora.device import map_on_cores
 
 
 @pytest.fixture(autouse=True)
-def two_threads() -> None:
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
     torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def test_results_come_in_order_from_threads_that_compute_alone() -> None:
