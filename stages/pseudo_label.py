@@ -158,8 +158,8 @@ def main() -> None:
                 found = measured(paths, split, names, listen, language, settings.second)
                 pairs = zip(names, found, strict=True)
                 labels = [label(name, each, settings, language, vocabulary, held_out) for name, each in pairs]
-            with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in labels)
+            lines = "\n".join(json.dumps(line, ensure_ascii=False) for line in labels)
+            (folder / f"{split}.jsonl").write_text(lines + "\n", encoding="utf-8")  # DVC warns of an empty file
             metrics[split] = counts(splits[split], labels)
             spoken[split] |= {line["text"] for line in labels if line["kept"]}
             for line in labels:

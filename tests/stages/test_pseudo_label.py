@@ -95,7 +95,7 @@ def test_where_all_have_transcripts_the_teacher_is_not_loaded(paths: Paths) -> N
     write_clips(paths.clean / "train", {"own": "MY OWN"})
     pseudo_label.main()  # there is no teacher in this project
     for split in ("train", "validation", "test"):
-        assert (paths.pseudo_labels / f"{split}.jsonl").read_text() == ""
+        assert (paths.pseudo_labels / f"{split}.jsonl").read_text() == "\n"
     assert not paths.teacher_labels.exists()
 
 
