@@ -34,8 +34,8 @@ def clips(project: Path, student_folder: Path, monkeypatch: pytest.MonkeyPatch) 
         folder.mkdir(parents=True)
         with RaggedArrayWriter(folder / "validation", "int16") as out:
             for number, text in enumerate(RIGHT):
-                fields = {"id": f"{number}", "utterance": f"{number}", "transcript": text.capitalize(), "snr_db": 5.0}
-                out.append(np.full(10, number, np.int16), **fields)
+                names = {"id": f"{number}", "utterance": f"{number}"}
+                out.append(np.full(10, number, np.int16), **names, transcript=text.capitalize(), text=text, snr_db=5.0)
     student = type("Student", (), {"eval": lambda self: self})()
     monkeypatch.setattr(fit_decoder, "load_distilled", lambda *_: student)
 
