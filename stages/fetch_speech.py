@@ -26,7 +26,6 @@ from dqlora.data.text import BadText, Vocabulary, spell_out
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
-from dqlora.transcription.segmentation import pieces
 
 FEW = 10  # clips
 JOINED_SECONDS = 15  # up to which stretches of speech between pauses make one clip, as in read-speech corpora
@@ -142,6 +141,8 @@ def cut_at_pauses(samples: np.ndarray) -> Iterator[np.ndarray]:
 
     They are joined up to JOINED_SECONDS, and what is longer than a window without a pause is cut anywhere.
     """
+    from dqlora.transcription.segmentation import pieces  # imports torch
+
     held: list[np.ndarray] = []
     for piece in pieces([samples]):
         for first, last in piece.own:
