@@ -8,6 +8,7 @@ both with random weights. Takes the mini preset's models (dvc repro fetch_models
 would start; the two trees take turns, stage by stage, so that both see the same machine.
 """
 
+import csv
 import json
 import shutil
 import subprocess
@@ -54,8 +55,6 @@ def write_tree(folder: Path, commit: str | None) -> None:
 
 def write_speech(folder: Path, clips: dict[str, int]) -> None:
     """Splits of the mini preset's recordings joined to FLEURS' lengths, with a metadata.csv each."""
-    import csv
-
     import pyarrow.parquet
     import soundfile
 
