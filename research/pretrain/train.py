@@ -22,14 +22,15 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import remove_parametrizations
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from dqlora.data.batching import length_mask, pad_waves
 from dqlora.data.text import Vocabulary, spell_out
 from dqlora.evaluation.metrics import count_errors
-from dqlora.models.wav2vec2 import normalise_waves
+from dqlora.models.wav2vec2 import load_student, norm_over_time, normalise_waves
 from dqlora.seeding import generator_for, seed_torch
-from dqlora.training.cuda_graphs import CudaGraphs, InBfloat16
+from dqlora.training.cuda_graphs import CudaGraphs, InBfloat16, blocked_convolution
 from dqlora.training.loop import all_reduce_gradients
 from research.pretrain import augment
 from research.pretrain.data import Clips, Encoded, Shards, Speech, encode, read_folder, read_tests
@@ -50,49 +51,42 @@ LOG_EVERY = 50  # steps
 TEST_BATCH = 16  # clips
 
 
-def cnn(model: Wav2Vec2ForCTC, waves: Tensor) -> Tensor:
+def cnn(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor) -> Tensor:
     """The feature extractor, channels last throughout, which saves its many transposes; [clips, frames, channels]."""
     first, *layers = model.wav2vec2.feature_extractor.conv_layers
     weight = first.conv.weight[:, 0]  # [channels, kernel]
     hidden = F.linear(waves.unfold(1, weight.shape[1], first.conv.stride[0]), weight, first.conv.bias)
-    hidden = F.gelu(first.layer_norm(hidden))
+    if isinstance(first.layer_norm, nn.GroupNorm):
+        frames = (lengths - weight.shape[1]) // first.conv.stride[0] + 1
+        hidden = norm_over_time(first.layer_norm, hidden.transpose(1, 2), frames).transpose(1, 2)
+    else:
+        hidden = first.layer_norm(hidden)
+    hidden = F.gelu(hidden)
     for layer in layers:
         image = hidden[:, None].permute(0, 3, 1, 2)  # [clips, channels, 1, frames], channels last in memory
         weight = layer.conv.weight[:, :, None].contiguous(memory_format=torch.channels_last)
         image = F.conv2d(image, weight, layer.conv.bias, stride=(1, layer.conv.stride[0]))
-        hidden = F.gelu(layer.layer_norm(image.permute(0, 2, 3, 1)[:, 0]))
+        hidden = image.permute(0, 2, 3, 1)[:, 0]
+        hidden = F.gelu(layer.layer_norm(hidden) if hasattr(layer, "layer_norm") else hidden)
     return hidden
-
-
-def positions(model: Wav2Vec2ForCTC, hidden: Tensor) -> Tensor:
-    """The convolutional position embedding, its groups written as one dense kernel, which tensor cores run faster."""
-    embed = model.wav2vec2.encoder.pos_conv_embed
-    conv = embed.conv
-    weight = conv.weight.to(hidden.dtype)
-    out, inner, kernel = weight.shape
-    weight = weight.view(conv.groups, out // conv.groups, 1, inner, kernel)
-    blocks = torch.eye(conv.groups, device=hidden.device, dtype=hidden.dtype)[:, None, :, None, None]
-    weight = (weight * blocks).reshape(out, -1, kernel)[:, :, None].contiguous(memory_format=torch.channels_last)
-    image = F.conv2d(hidden[:, None].permute(0, 3, 1, 2), weight, conv.bias, padding=(0, conv.padding[0]))
-    frames = hidden.shape[1]
-    return F.gelu(image.permute(0, 2, 3, 1)[:, 0, :frames])
 
 
 class AugmentedStudent(nn.Module):
     """The student on an augmented batch: all of a step that has fixed shapes, so that it can be one CUDA graph."""
 
-    def __init__(self, model: Wav2Vec2ForCTC, strength: augment.Strength):
+    def __init__(self, model: Wav2Vec2ForCTC, strength: augment.Strength, teacher: Wav2Vec2ForCTC | None):
         super().__init__()
-        self.model, self.strength = model, strength
+        self.model, self.strength, self.teacher = model, strength, teacher
 
-    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the last and of the middle layer, [clips, frames, tokens]."""
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Log-probabilities of the last and of the middle layer, and the teacher's, [clips, frames, tokens]."""
         with torch.no_grad():
             waves = augment.place(augment.move_formants(waves, self.strength), self.strength)
             # the room's echo goes on beyond the clip
-            waves = normalise_waves(waves * length_mask(lengths, waves.shape[1]), lengths)
-        last, middle = forward(self.model, waves.bfloat16(), lengths, self.strength.mask_ratio)
-        return last.log_softmax(-1), middle.log_softmax(-1)
+            waves = normalise_waves(waves * length_mask(lengths, waves.shape[1]), lengths).bfloat16()
+            taught = forward(self.teacher, waves, lengths, mask_ratio=0.0)[:1] if self.teacher else ()
+        heard = forward(self.model, waves, lengths, self.strength.mask_ratio)
+        return tuple(logits.log_softmax(-1) for logits in (*heard, *taught))
 
 
 def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_ratio: float) -> tuple[Tensor, Tensor]:
@@ -107,7 +101,7 @@ def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_ratio: f
     mask_ratio
         of the frames are hidden, in spans
     """
-    hidden, _ = model.wav2vec2.feature_projection(cnn(model, waves))
+    hidden, _ = model.wav2vec2.feature_projection(cnn(model, waves, lengths))
     clips, frames, _ = hidden.shape
     counts = model._get_feat_extract_output_lengths(lengths)
     if mask_ratio:
@@ -115,8 +109,10 @@ def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_ratio: f
         hidden = torch.where(mask[..., None], model.wav2vec2.masked_spec_embed.to(hidden.dtype), hidden)
     filled = length_mask(counts, frames)
     hidden = hidden * filled[..., None]
-    encoder = model.wav2vec2.encoder
-    hidden = encoder.dropout(hidden + positions(model, hidden))
+    encoder, pre_norm = model.wav2vec2.encoder, model.config.do_stable_layer_norm
+    positions = blocked_convolution(encoder.pos_conv_embed.conv, hidden.transpose(1, 2))[..., :frames]
+    hidden = hidden + F.gelu(positions).transpose(1, 2)
+    hidden = encoder.dropout(hidden if pre_norm else encoder.layer_norm(hidden))
     attended = filled[:, None, None, :].expand(-1, 1, frames, -1)
     middle = hidden
     for number, layer in enumerate(encoder.layers, start=1):
@@ -124,8 +120,8 @@ def forward(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor, mask_ratio: f
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         if number == AUX_LAYER:
             middle = hidden
-    last, middle = (model.lm_head(encoder.layer_norm(each)).float() for each in (hidden, middle))
-    return last, middle
+    last, middle = (encoder.layer_norm(each) if pre_norm else each for each in (hidden, middle))
+    return model.lm_head(last).float(), model.lm_head(middle).float()
 
 
 def ctc(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor) -> Tensor:
@@ -134,6 +130,12 @@ def ctc(log_probs: Tensor, frames: Tensor, labels: Tensor, label_counts: Tensor)
         log_probs.transpose(0, 1), labels, frames, label_counts, blank=0, reduction="sum", zero_infinity=True
     )
     return loss / label_counts.sum()
+
+
+def divergence(log_probs: Tensor, teacher: Tensor, frames: Tensor) -> Tensor:
+    """KL of the teacher's distribution from the student's, nats per frame."""
+    inside = length_mask(to(frames, log_probs.device), log_probs.shape[1])
+    return ((teacher.exp() * (teacher - log_probs)).sum(-1) * inside).sum() / inside.sum()
 
 
 @torch.no_grad()
@@ -162,6 +164,7 @@ def schedule(progress: float, warmup: float) -> float:
 
 def train(
     model: Wav2Vec2ForCTC,
+    teacher: Wav2Vec2ForCTC | None,
     speech: Speech,
     arrivals: Callable[[], list[Encoded]],
     deadline: float,
@@ -176,7 +179,7 @@ def train(
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
     optimiser = torch.optim.AdamW(groups, betas=BETAS, fused=device.type == "cuda")
-    student = (CudaGraphs if device.type == "cuda" else InBfloat16)(AugmentedStudent(model, strength))
+    student = (CudaGraphs if device.type == "cuda" else InBfloat16)(AugmentedStudent(model, strength, teacher))
     rng = generator_for(SEED, "batches", accelerator.process_index)
     seed_torch(SEED, "augment", accelerator.process_index)
     model.train()
@@ -204,13 +207,16 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate
         waves, lengths = make_batch(speech, numbers, samples, strength, rng)
-        log_probs, middle = student(waves, to(lengths, device))
+        log_probs, middle, *taught = student(waves, to(lengths, device))
         labels, label_counts = speech.labels[to(numbers, device)], speech.label_counts[numbers]
         frames = model._get_feat_extract_output_lengths(lengths)
         last, aux = (ctc(each, frames, labels, label_counts) for each in (log_probs, middle))
-        ((last + AUX_WEIGHT * aux) / accelerator.num_processes).backward()
+        loss = last + AUX_WEIGHT * aux + sum(divergence(log_probs, each, frames) for each in taught)
+        (loss / accelerator.num_processes).backward()
         all_reduce_gradients(model.parameters(), accelerator)
-        nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        norm = nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_CLIP)
+        if device.type == "cuda":
+            optimiser.found_inf = (~norm.isfinite()).float()  # then the fused optimiser leaves the weights as they are
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
         step += 1
@@ -220,13 +226,13 @@ def train(
         now = time.monotonic()
         times = torch.tensor([audio_seconds, now - started, deadline - now], device=device)
         # the mean of all processes, so that they stop at the same step
-        loss, aux_loss, audio, seconds, left = accelerator.reduce(
+        mean, aux_mean, audio, seconds, left = accelerator.reduce(
             torch.cat([total / LOG_EVERY, times]), "mean"
         ).tolist()
         total.zero_()
         rtfx = audio * accelerator.num_processes / seconds
-        accelerator.print(f"step {step}  epoch {epoch} of {speech.hours():.1f} h  {seconds:.0f} s  loss {loss:.3f}  "
-                          f"middle {aux_loss:.3f}  lr {rate:.2e}  {rtfx:.0f} × real time", flush=True)  # fmt: skip
+        accelerator.print(f"step {step}  epoch {epoch} of {speech.hours():.1f} h  {seconds:.0f} s  loss {mean:.3f}  "
+                          f"middle {aux_mean:.3f}  lr {rate:.2e}  {rtfx:.0f} × real time", flush=True)  # fmt: skip
         done = left < 0
         if accelerator.is_main_process and (done or time.monotonic() - saved > SAVE_EVERY):
             save(model, args.out)
@@ -247,6 +253,12 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     if not shards:
         raise SystemExit(f"{folder}: no safetensors file in it; name one that research.pretrain.train saved (--out)")
     return {name: weight for shard in shards for name, weight in load_file(shard).items()}
+
+
+def load_teacher(folder: Path, device: torch.device) -> Wav2Vec2ForCTC:
+    model = load_student(folder, "none", device)
+    remove_parametrizations(model.wav2vec2.encoder.pos_conv_embed.conv, "weight")  # exact before it is rounded
+    return model.bfloat16()
 
 
 @torch.inference_mode()
@@ -286,6 +298,10 @@ def main() -> None:
     parser.add_argument("--real", nargs="*", default=[], help="FOLDER:REPEATS, audio folders with metadata.csv")
     parser.add_argument("--test", nargs="+", required=True, help="NAME=PATH, a Parquet file or an audio folder")
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--config", type=Path, default=STUDENT, help="a folder with config.json and vocab.json")
+    parser.add_argument(
+        "--teacher", type=Path, help="a student with the same tokens and frames, to learn from beside CTC"
+    )
     parser.add_argument("--init", type=Path, help="a folder saved before, to continue from")
     parser.add_argument("--augment", choices=augment.STRENGTHS, default="strong")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="its peak")
@@ -298,14 +314,15 @@ def main() -> None:
     device = accelerator.device
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True  # a few fixed shapes
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as dqlora.training.cuda_graphs.prepare_for_gpu says
     seed_torch(SEED, "student")
-    vocabulary = Vocabulary.load(STUDENT / "vocab.json")
-    model = Wav2Vec2ForCTC(
-        Wav2Vec2Config.from_pretrained(STUDENT, hidden_dropout=args.dropout, attention_dropout=args.dropout)
-    )
+    vocabulary = Vocabulary.load(args.config / "vocab.json")
+    dropout = {"hidden_dropout": args.dropout, "attention_dropout": args.dropout}
+    model = Wav2Vec2ForCTC(Wav2Vec2Config.from_pretrained(args.config, **dropout))
     if args.init:
         model.load_state_dict(load_weights(args.init))
     model.to(device)
+    teacher = load_teacher(args.teacher, device) if args.teacher else None
     shards = [
         (Shards(Path(path), accelerator.process_index, accelerator.num_processes), int(times))
         for path, times in (source.split(":") for source in args.synthetic)
@@ -321,7 +338,7 @@ def main() -> None:
     print(f"{parameters / 1e6:.1f} M parameters, {len(speech.seconds)} clips, {speech.seconds.sum() / 3600:.1f} h, "
           f"{speech.hours():.1f} h an epoch, rows of {np.round(speech.edges, 1)} s", flush=True)  # fmt: skip
 
-    train(model, speech, arrivals, deadline, accelerator, args)
+    train(model, teacher, speech, arrivals, deadline, accelerator, args)
     accelerator.end_training()
     if not accelerator.is_main_process:
         return

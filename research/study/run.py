@@ -11,6 +11,7 @@ import itertools
 import json
 import multiprocessing
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,7 +34,7 @@ from research.study.runner import (
     targets_folder,
 )
 from research.study.table import RESULTS
-from research.study.variants import BASE, FINALISTS, VARIANTS
+from research.study.variants import BASE, FINALISTS, SETTINGS, VARIANTS, Variant
 
 _runner: Runner
 
@@ -44,7 +45,8 @@ def _start(preset: str, processes: int, gpus: int, counter: Any) -> None:
     with counter.get_lock():
         number, counter.value = counter.value, counter.value + 1
     if gpus:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % gpus]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
     _runner = Runner(preset)
 
@@ -57,18 +59,20 @@ def _run(job: Job) -> list[dict[str, Any]]:
     return _runner.run(job)
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
+def _matches(name: str, patterns: list[str], variants: Mapping[str, Variant]) -> bool:
     """Whether one of the patterns is a variant's whole name, this one's, or else part of it."""
-    return any(pattern == name or (pattern not in VARIANTS and pattern in name) for pattern in patterns)
+    return any(pattern == name or (pattern not in variants and pattern in name) for pattern in patterns)
 
 
-def _jobs(names: list[str], steps: list[int], finalist_steps: list[int], seeds: list[int]) -> list[Job]:
+def _jobs(
+    names: list[str], steps: list[int], finalist_steps: list[int], seeds: list[int], variants: Mapping[str, Variant]
+) -> list[Job]:
     """The longest first, so that no process is left alone with one."""
     params = load_params()
     finalists = [name for name in FINALISTS if name in names]
     runs = [(name, budget, seed) for budget, seed, name in itertools.product(steps, seeds, names)]
     runs += itertools.product(finalists, finalist_steps, seeds)
-    return [job_of(params, *run) for run in [*sorted(runs, key=lambda run: -run[1]), (BASE, 0, 0)]]
+    return [job_of(params, *run, variants) for run in [*sorted(runs, key=lambda run: -run[1]), (BASE, 0, 0)]]
 
 
 def main(
@@ -80,17 +84,24 @@ def main(
     skip: Annotated[list[str] | None, typer.Option(help="Not these, likewise.")] = None,
     results: Annotated[Path, typer.Option(help="Where to note the runs.")] = RESULTS,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
+    settings: Annotated[
+        bool,
+        typer.Option("--settings", help="Rates, ranks and layers of the default, not the variants."),
+    ] = False,
 ) -> None:
-    names = [name for name in VARIANTS if _matches(name, only or [""]) and not _matches(name, skip or [])]
+    variants = SETTINGS if settings else VARIANTS
+    names = [
+        name for name in variants if _matches(name, only or [""], variants) and not _matches(name, skip or [], variants)
+    ]
     if not names:
-        raise UserError(f"--only, --skip: no variant is left; they are: {'; '.join(VARIANTS)}")
+        raise UserError(f"--only, --skip: no variant is left; they are: {'; '.join(variants)}")
     if not steps and not finalist_steps:
         raise UserError("nothing to run: give --steps, --finalist-steps or both")
     results.parent.mkdir(parents=True, exist_ok=True)
     results.touch()
     rows = read_jsonl(results, "name another file (--results)")
     done = {(row["variant"], row["steps"], row["seed"]) for row in rows}
-    jobs = _jobs(names, steps or [], finalist_steps or [], seed)
+    jobs = _jobs(names, steps or [], finalist_steps or [], seed, variants)
     jobs = [job for job in jobs if (job.variant, job.steps, job.seed) not in done]
     if not jobs:
         print(f"{results}: every run is there already")
@@ -100,8 +111,8 @@ def main(
     distilled = {targets_folder(paths, job.params): job.params for job in jobs if job.params.lambda_distill}
     targets = [(params, fingerprint_of(*inputs_of_targets(paths, params))) for params in distilled.values()]
     context = multiprocessing.get_context("spawn")
-    settings = (preset, processes, torch.cuda.device_count(), context.Value("i", 0))
-    with context.Pool(processes, _start, settings) as pool, results.open("a", encoding="utf-8") as file:
+    spread = (preset, processes, torch.cuda.device_count(), context.Value("i", 0))
+    with context.Pool(processes, _start, spread) as pool, results.open("a", encoding="utf-8") as file:
         for _ in ProgressBar(pool.imap_unordered(_make_targets, targets), "targets", len(targets)):
             pass
         for lines in ProgressBar(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" runs"):

@@ -3,7 +3,7 @@
 import functools
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +32,8 @@ from dqlora.training.loop import Plan, TrainingData, train_student, wise_ft
 from dqlora.training.objective import DistillationLoss
 from dqlora.training.precompute import write_cnn_features
 from dqlora.training.target_writer import TargetWriter
-from dqlora.training.targets import Sources, make_target
-from research.study.variants import ALPHAS, BASE, COMMON, VARIANTS, at_alpha
+from dqlora.training.targets import Sources, Target, make_target
+from research.study.variants import ALPHAS, BASE, COMMON, VARIANTS, Variant, at_alpha
 
 VALIDATIONS = 5  # a run; it keeps the weights of the best
 
@@ -47,9 +47,9 @@ class Job:
     learning_rate: float
 
 
-def job_of(params: Params, variant: str, steps: int, seed: int) -> Job:
+def job_of(params: Params, variant: str, steps: int, seed: int, of: Mapping[str, Variant] = VARIANTS) -> Job:
     """params.yaml with what every variant changes, then this one's, then the seed."""
-    changes = COMMON | VARIANTS.get(variant, {}) | {"seed": seed}
+    changes = COMMON | of.get(variant, {}) | {"seed": seed}
     learning_rate = changes.pop("budget.learning_rate")
     values = params.model_dump()
     for name, value in changes.items():
@@ -157,10 +157,10 @@ class Runner:
         model = adapt(model, params.student.adapt, params.lora, params.train.dropout, params.seed)
         seed_torch(params.seed, "objective")
         width = targets.values.shape[1] if targets is not None else 0
-        loss = DistillationLoss(model, self.vocabulary.blank, target, width, params.lambda_distill)
+        loss = self.loss_of(job, model, target, width)
         trainable = {name: weight for name, weight in loss.named_parameters() if weight.requires_grad}
         start = {name: weight.detach().clone() for name, weight in trainable.items()}
-        training, validation = self._examples("train", targets), self._examples("validation", None)
+        training, validation = self.examples(job, "train", targets), self.examples(job, "validation", None)
         data = TrainingData(training, validation, self.vocabulary, self.preset.speech.language)
         budget = Budget(
             steps=job.steps,
@@ -186,11 +186,19 @@ class Runner:
             results.append({**result, "variant": at_alpha(job.variant, alpha), "errors": self._errors(loss.student)})
         return results
 
-    def _examples(self, split: str, targets: RaggedArray | None) -> list[Example]:
+    def loss_of(self, job: Job, model: torch.nn.Module, target: Target | None, width: int) -> DistillationLoss:
+        return DistillationLoss(model, self.vocabulary.blank, target, width, job.params.lambda_distill)
+
+    def clips(self, job: Job, split: str) -> RaggedArray:
+        """The clips of a split with their labels."""
+        return labelled(self.paths, split)
+
+    def examples(self, job: Job, split: str, targets: RaggedArray | None) -> list[Example]:
+        clean, noisy = self.clips(job, split), RaggedArray(self.paths.noisy / split)
         return load_examples(
             split,
-            noisy=RaggedArray(self.paths.noisy / split),
-            clean=labelled(self.paths, split),
+            noisy=noisy.with_items([item for item in noisy.items if item["utterance"] in clean]),
+            clean=clean,
             features=RaggedArray(self.paths.cnn_features / split),
             targets=targets,
             vocabulary=self.vocabulary,

@@ -164,6 +164,42 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 6, λ 1": to("base_features", 1.0, layer=6),
     "base features of layer 10, λ 1": to("base_features", 1.0, layer=10),
 }
+DEFAULT: Variant = {  # params.yaml's, but for the learning rate
+    **FEATURES,
+    **RANK_64,
+    **NO_MASKS,
+    "lora.target_modules": [*ALL_LINEAR, PROJECTION],
+}
+# learning rate, rank and bits for a student of another size: `research.study.run --settings`
+SETTINGS: dict[str, Variant] = (
+    {
+        f"learning rate {rate:g}, LoRA r {rank}, {quantize}": {
+            **DEFAULT,
+            "budget.learning_rate": rate,
+            "lora.r": rank,
+            "lora.alpha": 2 * rank,
+            "student.quantize": quantize,
+        }
+        for rank in (64, 8)
+        for quantize in ("nf4", "none")
+        for rate in (5e-4, 2e-4, 1e-3, 2e-3)
+    }
+    | {
+        f"learning rate 0.0005, LoRA r 64, nf4, layer {layer}": {
+            **DEFAULT,
+            "budget.learning_rate": 5e-4,
+            "distill.layer": layer,
+        }
+        for layer in (4, 6, 10, 12)
+    }
+    | {
+        "learning rate 0.0005, LoRA r 64, nf4, CTC only": {
+            **DEFAULT,
+            "budget.learning_rate": 5e-4,
+            "lambda_distill": 0.0,
+        }
+    }
+)
 # trained at a second budget too
 FINALISTS = (
     CTC,
