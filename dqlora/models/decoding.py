@@ -17,9 +17,10 @@ from dqlora.errors import UserError, first_line
 Decoder = Callable[[np.ndarray], np.ndarray]  # token ids int64 [frames] of logits float32 [frames, vocabulary]
 
 DECODER = "decoder.json"  # beside a run's adapter folder, or in an export: how its frames become words
+BEAM_WIDTH = 24  # as in params.yaml, for what is no run's
 GREEDY: dict[str, Any] = {
-    "method": "greedy", "language_model": None, "weights": {}, "beam_width": 64, "hotwords": [], "hotword_weight": 10.0,
-    "language": "en",
+    "method": "greedy", "language_model": None, "weights": {}, "beam_width": BEAM_WIDTH, "hotwords": [],
+    "hotword_weight": 10.0, "language": "en",
 }  # fmt: skip
 
 
@@ -67,7 +68,7 @@ class BeamSearch:
         vocabulary: Vocabulary,
         language_model: Path | None,
         weights: Weights,
-        beam_width: int = 64,
+        beam_width: int = BEAM_WIDTH,
         hotwords: Sequence[str] = (),
         hotword_weight: float = 0.0,
     ):

@@ -7,11 +7,22 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dqlora.config import load_params
 from dqlora.data.storage import write_json
 from dqlora.data.text import Vocabulary, frames_needed
 from dqlora.errors import UserError
-from dqlora.models.decoding import BeamSearch, Weights, align, fit_hotwords, greedy, load_decoder, log_softmax
+from dqlora.models.decoding import (
+    BeamSearch,
+    Weights,
+    align,
+    decoder_settings,
+    fit_hotwords,
+    greedy,
+    load_decoder,
+    log_softmax,
+)
 from dqlora.models.language_model import train_arpa
+from tests.conftest import ROOT
 
 SENTENCES = ["THE FERRY LEAVES THE HARBOR", "THE FERRY IS SMALL", "A SMALL HARBOR", "THE HARBOR IS CLOSED"] * 3
 
@@ -129,6 +140,10 @@ def test_hot_words_are_written_as_labels_are(vocabulary: Vocabulary) -> None:
 
 def test_without_a_decoder_the_best_token_of_each_frame_is_taken(vocabulary: Vocabulary, tmp_path: Path) -> None:
     assert load_decoder(tmp_path, vocabulary) is greedy
+
+
+def test_what_is_no_runs_has_the_beam_width_of_params(tmp_path: Path) -> None:
+    assert decoder_settings(tmp_path)["beam_width"] == load_params(ROOT / "params.yaml").decode.beam_width
 
 
 @pytest.mark.parametrize(
