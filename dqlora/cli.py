@@ -54,6 +54,9 @@ def transcribe(
     ] = None,
     hotword: HotWord = None,
     hotwords: HotWordFile = None,
+    adapt: Annotated[
+        bool, typer.Option("--adapt", help="Adapt to each piece of speech first: fewer errors in noise, much slower.")
+    ] = False,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
     if output is None and len(files) > 1 and form in (Format.SRT, Format.VTT):
@@ -72,7 +75,7 @@ def transcribe(
         from dqlora.transcription.recogniser import load_recogniser
 
         quieten_libraries()
-        recogniser = load_recogniser(found, default_device(), names)
+        recogniser = load_recogniser(found, default_device(), names, adapt)
     except UserError as error:
         _fail(str(error))
 

@@ -1,7 +1,9 @@
 """What a user may set, read from params.yaml and presets/<preset>.yaml and checked before any work starts."""
 
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -220,6 +222,10 @@ class Params(Block):
     evaluate: Evaluate
 
 
+# how pydantic tells, within a parameter's place, which of the kinds it may be of is meant
+KINDS = ("constrained", "literal", OutOfDomain.__name__)
+
+
 class Paths:
     """Where the stages of one preset leave their artifacts, below `root`."""
 
@@ -282,23 +288,34 @@ def _load(model: type[Any], path: Path) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(model, path, problem) for problem in error.errors())) from None
+        raise UserError("; ".join(_explain(model, path, error.errors()))) from None
 
 
-def _explain(model: type[BaseModel], path: Path, problem: Any) -> str:
-    """One problem as `file: parameter: what is wrong`, with the names that would be right."""
-    location = [
-        part for part in problem["loc"] if isinstance(part, int) or not part.startswith(("constrained", "literal"))
-    ]
-    name = ".".join(str(part) for part in location)
-    if problem["type"] == "extra_forbidden":
-        block: Any = model
-        for part in location[:-1]:
-            block = block.model_fields[part].annotation
-        return f"{path}: {name}: unknown parameter; known here: {', '.join(block.model_fields)}"
-    if problem["type"] == "missing":
-        return f"{path}: {name}: missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if isinstance(problem["input"], dict):
-        return f"{path}: {name}: {message}"
-    return f"{path}: {name}: {message} (got {problem['input']!r})"
+def _explain(model: type[BaseModel], path: Path, errors: Iterable[Any]) -> Iterator[str]:
+    """Each wrong parameter as `file: parameter: what is wrong`, with the names that would be right.
+
+    What may be of several kinds, a number or none, has an error of each kind; they become one.
+    """
+    wrong = defaultdict(list)
+    for error in errors:
+        wrong[tuple(part for part in error["loc"] if not str(part).startswith(KINDS))].append(error)
+    for location, found in wrong.items():
+        if any(len(other) > len(location) and other[: len(location)] == location for other in wrong):
+            continue  # that is wrong within a block
+        name, value = ".".join(map(str, location)), found[0]["input"]
+        if found[0]["type"] == "extra_forbidden":
+            message = f"unknown parameter; known here: {', '.join(_block(model, location[:-1]).model_fields)}"
+        elif found[0]["type"] == "missing":
+            message = "missing"
+        else:
+            first, *others = (each["msg"].removeprefix("Value error, ").split(", unable")[0] for each in found)
+            message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
+            message += "" if isinstance(value, dict) else f" (got {value!r})"
+        yield f"{path}: {name}: {message}"
+
+
+def _block(model: Any, location: Sequence[str]) -> Any:
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        model = next(kind for kind in (annotation, *get_args(annotation)) if hasattr(kind, "model_fields"))
+    return model

@@ -12,8 +12,8 @@ from dqlora.data.sentences import read_sentences
 from dqlora.data.storage import atomic_directory, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out, without_spaces
 from dqlora.errors import Rejected, UserError, run_stage
-from dqlora.models.decoding import BeamSearch, Weights
-from dqlora.models.language_model import as_decoded, evaluate_arpa, language_model_in, train_arpa
+from dqlora.models.decoding import BeamSearch, Weights, words_of_binary
+from dqlora.models.language_model import as_decoded, evaluate_arpa, language_model_in, read_arpa, train_arpa
 
 
 def transcripts(paths: Paths, split: str) -> list[str]:
@@ -53,9 +53,16 @@ def write_model(folder: Path, model: str, sentences: list[str], settings: Lm, vo
     BeamSearch(vocabulary, path, Weights())  # raises if decoding cannot read it
     if path.suffix == ".bin":
         shutil.copyfile(path, folder / "model.bin")
+        words = words_of_binary(path)
     else:
-        arpa = path.read_text(encoding="utf-8")
-        (folder / "model.arpa").write_text(as_decoded(arpa, vocabulary), encoding="utf-8")
+        made = folder / "model.arpa"
+        made.write_text(as_decoded(path.read_text(encoding="utf-8"), vocabulary), encoding="utf-8")
+        words = read_arpa(made).vocabulary()
+    if not any(vocabulary.letters.issuperset(word) for word in words):
+        case = ", in the case of its vocab.json" if path.suffix == ".bin" else ""
+        raise UserError(
+            f"lm.model: {model}: no word in it is of the student's letters{case}; give another, train or none"
+        )
 
 
 def main() -> None:

@@ -95,21 +95,22 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
     """What experiments are compared by: WERs, and how much lower than its base's the student's is in noise.
 
-    Names are short and digits four: beside an experiment's name and one parameter they fit 120 columns.
+    Rounded as it is shown, to 0.1 %: names and digits are few, so that they fit 120 columns beside an experiment's name
+    and one parameter.
     """
-    base, distilled = (
-        {condition: round(metrics[name][condition]["wer"], 4) for condition in ("clean", "noisy")}
-        for name in ("base", "distilled")
-    )
+
+    def wers(system: str) -> dict[str, float]:
+        return {condition: round(metrics[system][condition]["wer"], 3) for condition in ("clean", "noisy")}
+
     gain = metrics["wer_reduction"]["noisy"]
-    summary = {"base": base, **distilled}
+    summary = {"base": wers("base"), **wers("distilled")}
     summary |= {
-        short: round(gain[name], 4) for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high"))
+        short: round(gain[name], 3) for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high"))
     }
     if "distilled_lm" in metrics:
-        summary["lm"] = {at: round(metrics["distilled_lm"][at]["wer"], 4) for at in ("clean", "noisy")}
+        summary["lm"] = wers("distilled_lm")
     if OUT_OF_DOMAIN in metrics:
-        summary[OUT_OF_DOMAIN] = round(metrics[OUT_OF_DOMAIN]["wer_reduction"]["noisy"]["relative"], 4)
+        summary[OUT_OF_DOMAIN] = round(metrics[OUT_OF_DOMAIN]["wer_reduction"]["noisy"]["relative"], 3)
     return summary
 
 

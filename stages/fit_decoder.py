@@ -83,7 +83,7 @@ def tune(clips: Clips, greedily: dict[str, Errors], language_model: Path, beam_w
 
 
 def settings_of(decode: Decode, language: str) -> dict[str, Any]:
-    return {"language": language, "hotwords": decode.hotwords, "hotword_weight": decode.hotword_weight}
+    return {"language": language, **decode.model_dump(include={"beam_width", "hotwords", "hotword_weight"})}
 
 
 def main() -> None:
@@ -102,7 +102,6 @@ def main() -> None:
             settings |= {
                 "method": "beam",
                 "language_model": os.path.relpath(language_model, paths.decoder.parent),
-                "beam_width": params.decode.beam_width,
                 "weights": asdict(weights),
             }
     write_json(paths.decoder, settings)

@@ -12,14 +12,15 @@ import numpy as np
 
 from dqlora.data.storage import read_json, rerun
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import UserError, first_line
+from dqlora.errors import UserError
 
 Decoder = Callable[[np.ndarray], np.ndarray]  # token ids int64 [frames] of logits float32 [frames, vocabulary]
 
 DECODER = "decoder.json"  # beside a run's adapter folder, or in an export: how its frames become words
+BEAM_WIDTH = 24  # as in params.yaml, for what is no run's
 GREEDY: dict[str, Any] = {
-    "method": "greedy", "language_model": None, "weights": {}, "beam_width": 64, "hotwords": [], "hotword_weight": 10.0,
-    "language": "en",
+    "method": "greedy", "language_model": None, "weights": {}, "beam_width": BEAM_WIDTH, "hotwords": [],
+    "hotword_weight": 10.0, "language": "en",
 }  # fmt: skip
 
 
@@ -67,7 +68,7 @@ class BeamSearch:
         vocabulary: Vocabulary,
         language_model: Path | None,
         weights: Weights,
-        beam_width: int = 64,
+        beam_width: int = BEAM_WIDTH,
         hotwords: Sequence[str] = (),
         hotword_weight: float = 0.0,
     ):
@@ -84,18 +85,21 @@ class BeamSearch:
         # as the library takes them: blank is empty, and what writes nothing a letter of no script
         labels = ["" if at == vocabulary.blank else vocabulary.name(at) or chr(0xF0000 + at) for at in tokens]
         try:
+            # of an ARPA file the library finds the words itself; without them each would be unknown until it ends
+            words = words_of_binary(language_model) if language_model and language_model.suffix == ".bin" else None
             with _silent_stderr():  # KenLM tells how it reads
                 self._search = build_ctcdecoder(
                     labels,
                     language_model,
+                    unigrams=words,
                     alpha=weights.alpha,
                     beta=weights.beta,
                     unk_score_offset=weights.unknown,
                 )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError):  # KenLM's own name a line of its source
             raise UserError(
-                f"{language_model}: cannot be read as a language model ({first_line(error)}); give another, or "
-                "decode.method: greedy"
+                f"{language_model}: cannot be read as a language model, an ARPA file or KenLM's .bin: is it there, and "
+                "whole? Give another, or decode.method: greedy"
             ) from None
 
     def __call__(self, logits: np.ndarray) -> np.ndarray:
@@ -106,6 +110,23 @@ class BeamSearch:
         log_probs = log_softmax(logits)
         log_probs[:, self._silent] = -100
         return self._search.decode(log_probs, **self._options) if len(log_probs) else ""
+
+
+def words_of_binary(path: Path) -> list[str]:
+    """The words of an n-gram model in KenLM's binary form, which stand at its end.
+
+    Raises
+    ------
+    UserError
+        if it was built without them.
+    """
+    content = path.read_bytes()
+    start = content.rfind(b"<unk>\0")
+    if start < 0:
+        raise UserError(
+            f"{path}: no language model with its words, or cut short; build it without -v, or give the .arpa"
+        )
+    return content[start:].decode("utf-8", "replace").split("\0")[:-1]
 
 
 class HotWords:

@@ -5,10 +5,10 @@ everything after them works on padded batches. A padded batch gives the logits t
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from dqlora.data.audio import SAMPLE_RATE, to_float32
 from dqlora.data.batching import bucketed_batches, length_mask, pad_features, pad_waves
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError, first_line
+
+Model = TypeVar("Model", bound=nn.Module)
 
 MASK_EMBEDDING = "masked_spec_embed"  # SpecAugment's; fine-tuned checkpoints may have dropped it
 NOT_QUANTISED = ["lm_head", "projection"]  # the CTC head and the feature projection
@@ -72,9 +74,12 @@ def load_student(
     return model.eval()
 
 
-def with_same_weights(model: Wav2Vec2ForCTC) -> Wav2Vec2ForCTC:
-    """A second model that has the first one's weights in common with it, not a copy of them."""
-    return copy.deepcopy(model, {id(each): each for each in (*model.parameters(), *model.buffers())})
+def with_same_weights(model: Model, but: Iterable[nn.Parameter] = ()) -> Model:
+    """A second model that has the first one's weights in common with it, not a copy of them, `but` some."""
+    own = set(map(id, but))
+    return copy.deepcopy(
+        model, {id(each): each for each in (*model.parameters(), *model.buffers()) if id(each) not in own}
+    )
 
 
 def base_of(model: Any) -> Wav2Vec2ForCTC:

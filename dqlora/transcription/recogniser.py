@@ -21,12 +21,14 @@ from dqlora.data.audio import (
 )
 from dqlora.data.text import Vocabulary
 from dqlora.device import CPU, map_on_cores
+from dqlora.errors import UserError
 from dqlora.models.decoding import Decoder, greedy, load_decoder
 from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
 from dqlora.models.run import RUN, base_of_run, find_model
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, clip_logits, frames_of, load_student
+from dqlora.transcription.adaptation import adapted_logits
 from dqlora.transcription.confidence import frame_confidence
 from dqlora.transcription.segmentation import Piece, pieces
 from dqlora.transcription.words import BREAK, Frame, Word, words_of
@@ -66,6 +68,13 @@ class Recogniser:
         return clip_logits(self.student, samples)
 
 
+class AdaptingRecogniser(Recogniser):
+    """A student that adapts itself to each clip."""
+
+    def logits(self, samples: np.ndarray) -> np.ndarray:
+        return adapted_logits(self.student, samples, self.vocabulary.blank)
+
+
 class OnnxRecogniser(Recogniser):
     """An ONNX export, on the CPU."""
 
@@ -79,7 +88,9 @@ class OnnxRecogniser(Recogniser):
         return self.onnx.logits(samples)
 
 
-def load_recogniser(source: str | None, device: torch.device, hotwords: Sequence[str] = ()) -> Recogniser:
+def load_recogniser(
+    source: str | None, device: torch.device, hotwords: Sequence[str] = (), adapt: bool = False
+) -> Recogniser:
     """Load what is to transcribe, decoded as its run or export says; greedily where there is neither.
 
     Parameters
@@ -89,25 +100,30 @@ def load_recogniser(source: str | None, device: torch.device, hotwords: Sequence
         owner/name@revision on the hub; None for the newest run.
     hotwords
         names and terms to listen for.
+    adapt
+        whether it is to adapt itself to each clip.
 
     Raises
     ------
     UserError
-        if there is no such model, or it is none of these, or its letters cannot write a hot word.
+        if there is no such model, or it is none of these, or its letters cannot write a hot word, or it cannot adapt.
     """
     model = find_model(source)
     folder = Path(model)
+    kind = AdaptingRecogniser if adapt else Recogniser
     if (folder / ONNX).exists():
+        if adapt:
+            raise UserError(f"{folder}: an ONNX export cannot adapt itself; give --model a run's adapter folder")
         return OnnxRecogniser(folder, hotwords)
     if (folder / RUN).exists():
         base, quantize = base_of_run(folder)
         vocabulary = Vocabulary.load(base / "vocab.json")
         decoder = load_decoder(folder.parent, vocabulary, hotwords)
-        return Recogniser(load_distilled(base, folder, quantize, device), vocabulary, decoder)
+        return kind(load_distilled(base, folder, quantize, device), vocabulary, decoder)
     student = locate_student(model)
     vocabulary = Vocabulary.load(student / "vocab.json")
     decoder = load_decoder(student, vocabulary, hotwords)
-    return Recogniser(EncoderCTC(load_student(student, "none", device)), vocabulary, decoder)
+    return kind(EncoderCTC(load_student(student, "none", device)), vocabulary, decoder)
 
 
 def transcribe_file(

@@ -41,11 +41,13 @@ def changed(tmp_path: Path, name: str, value: object) -> Path:
         ("mix.copies", 0, "mix.copies: Input should be greater than or equal to 1 (got 0)"),
         ("mix.copies", 1.5, "mix.copies: Input should be a valid integer"),
         ("mix.snr_db", [], "mix.snr_db: List should have at least 1 item"),
-        ("mix.snr_db", [200], "mix.snr_db.0: Input should be less than or equal to 60 (got 200)"),
+        ("mix.snr_db", [200], "mix.snr_db.0: Input should be less than or equal to 60 or 'clean' (got 200)"),
         ("mix.test_snr_db", [5, 5.0], "mix: test_snr_db names one SNR twice"),
         ("teacher_input", "loud", "teacher_input: Input should be 'clean' or 'noisy' (got 'loud')"),
         ("student.quantize", "int8", "student.quantize: Input should be 'nf4' or 'none' (got 'int8')"),
         ("student.adapt", "full", "student: adapt: full trains the weights themselves and needs quantize: none"),
+        ("pseudo_label.wer", -1, "pseudo_label.wer: Input should be greater than or equal to 0 or 'none' (got -1)"),
+        ("pseudo_label.repeats", "x", "pseudo_label.repeats: Input should be a valid integer or 'none' (got 'x')"),
         ("distill.frames", "letters", "distill.frames: Input should be 'all', 'nonblank' or 'around_nonblank'"),
         ("train.base_reads", 0.9, "train.base_reads: unknown parameter; known here: warmup_ratio,"),
         ("train.wise_ft_alpha", 0, "train.wise_ft_alpha: Input should be greater than 0 (got 0)"),
@@ -60,8 +62,24 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(
     with pytest.raises(UserError) as refused:
         load_params(changed(tmp_path, name, value))
     assert message in str(refused.value)
-    assert "params.yaml: " in str(refused.value)
+    assert str(refused.value).count("params.yaml: ") == 1
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        ("nothing", "out_of_domain: Input should be a valid dictionary or instance of OutOfDomain or 'none'"),
+        ({"speech": "folder", "noise": "folder", "clips": 3}, "out_of_domain.language: missing"),
+        ({"sound": "folder"}, "out_of_domain.sound: unknown parameter; known here: speech, noise, language, clips"),
+    ],
+)
+def test_a_block_that_may_be_none_is_explained_once(tmp_path: Path, block: object, message: str) -> None:
+    values = yaml.safe_load((ROOT / "presets/mini.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"out_of_domain": block}))
+    with pytest.raises(UserError) as refused:
+        load_preset("mine", tmp_path)
+    assert message in str(refused.value) and str(refused.value).count("'none'") == message.count("'none'")
 
 
 def test_a_missing_parameter_file_and_preset_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.models.language_model import as_decoded, read_arpa, train_arpa
 from stages import build_lm
+from tests.dqlora.models.test_decoding import kenlm_binary
 from tests.stages.test_bad_input import set_preset
 
 TRANSCRIPTS = {
@@ -68,6 +69,17 @@ def test_somebodys_model_is_taken_as_it_is_but_for_its_case(clips: Paths, tmp_pa
     assert metrics["unknown_ratio"] == 0.5
 
 
+def test_a_binary_model_is_taken_as_it_is(clips: Paths, tmp_path: Path) -> None:
+    content = kenlm_binary()
+    (tmp_path / "mine.bin").write_bytes(content)
+    assert run(Path(), model=str(tmp_path / "mine.bin"))["model"] == str(tmp_path / "mine.bin")
+    assert (clips.lm / "model.bin").read_bytes() == content
+    at = content.rindex(b"<unk>")
+    (tmp_path / "mine.bin").write_bytes(content[:at] + content[at:].lower())
+    with pytest.raises(UserError, match=r"mine\.bin: no word in it is of the student's letters, in the case of its"):
+        run(Path(), model=str(tmp_path / "mine.bin"))
+
+
 @pytest.mark.parametrize("language", ["zh", "ja", "th"])
 def test_a_language_without_spaces_has_none(language: str, clips: Paths) -> None:
     set_preset(Path(), speech__language=language)
@@ -79,6 +91,7 @@ def test_none_is_none(clips: Paths) -> None:
     assert run(Path(), model="none")["model"] == "none"
 
 
+RUSSIAN = train_arpa(["привет мир", "мир"], 2, 0.0)
 CUT_SHORT = train_arpa(TRANSCRIPTS["train"], 3, 0.0)[:300]
 
 
@@ -90,7 +103,8 @@ CUT_SHORT = train_arpa(TRANSCRIPTS["train"], 3, 0.0)[:300]
         ("russian.txt", "привет мир\n", {"text": "{}"}, "lm.text: no line can be used: letters outside the student's"),
         ("other", None, {"text": "{}/missing.txt"}, "lm.text: {}/missing.txt: no such file"),
         ("cut.arpa", CUT_SHORT, {"model": "{}"}, "{}: cannot be read as a language model"),
-        ("cut.bin", "mmap lm http://kheafield.com/code", {"model": "{}"}, "{}: cannot be read as a language model"),
+        ("cut.bin", "mmap lm http://kheafield.com/code", {"model": "{}"}, "{}: no language model with its words"),
+        ("russian.arpa", RUSSIAN, {"model": "{}"}, "lm.model: {}: no word in it is of the student's letters; give"),
         ("other", None, {"model": "{}.arpa"}, "lm.model: {}.arpa: no such file; give an .arpa or .bin"),
     ],
 )  # fmt: skip

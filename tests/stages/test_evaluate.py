@@ -58,6 +58,13 @@ def test_the_summary_is_short_and_says_what_is_gained_at_home_and_elsewhere(out_
     } | ({"out_of_domain": 1.0} if out_of_domain else {})  # fmt: skip
 
 
+def test_the_summary_is_rounded_once() -> None:
+    """A gain of 29.452 % is 29.5 % as in the report; by way of four digits it would be shown as 29.4."""
+    metrics = measure(predictions(SYSTEMS), SYSTEMS, "en", 200, 0)
+    metrics["wer_reduction"]["noisy"]["relative"] = 0.29452
+    assert f"{100 * summary_of(metrics)['gain']:.1f}" == f"{100 * 0.29452:.1f}" == "29.5"
+
+
 @pytest.mark.parametrize("batch_seconds", [0, 4, 40])
 @pytest.mark.parametrize("gated", [True, False])
 def test_students_transcribe_a_batch_as_they_do_each_clip(

@@ -76,10 +76,11 @@ def test_else_decoding_stays_greedy(why: str, clips: Paths) -> None:
 
 
 def test_a_runs_hot_words_are_kept_and_checked_first(clips: Paths) -> None:
-    decode_settings(hotwords="Kowalski, Anna", method="greedy")
+    decode_settings(hotwords="Kowalski, Anna", method="greedy", beam_width=7)
     fit_decoder.main()
     settings = read_json(clips.decoder, "")
     assert settings["hotwords"] == ["Kowalski", "Anna"] and settings["method"] == "greedy"
+    assert settings["beam_width"] == 7  # the search for them has it
     write_json(clips.decoder, {})
     decode_settings(hotwords="Ковальский")
     with pytest.raises(UserError, match="hot word 'Ковальский'"):

@@ -279,10 +279,10 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     summary = json.loads((project / "metrics/fleurs/summary.json").read_text())
     for found, name in ((summary["base"], "base"), (summary, "distilled")):
         for condition in ("clean", "noisy"):
-            assert found[condition] == pytest.approx(evaluate[name][condition]["wer"], abs=6e-5)
+            assert found[condition] == pytest.approx(evaluate[name][condition]["wer"], abs=6e-4)
     for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high")):
-        assert summary[short] == pytest.approx(evaluate["wer_reduction"]["noisy"][name], abs=6e-5)
-    assert summary["out_of_domain"] == pytest.approx(other["wer_reduction"]["noisy"]["relative"], abs=6e-5)
+        assert summary[short] == pytest.approx(evaluate["wer_reduction"]["noisy"][name], abs=6e-4)
+    assert summary["out_of_domain"] == pytest.approx(other["wer_reduction"]["noisy"]["relative"], abs=6e-4)
 
     def leaves(value: object) -> Iterator[object]:
         if isinstance(value, dict):

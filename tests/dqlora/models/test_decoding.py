@@ -1,5 +1,7 @@
 """Greedy decoding and beam search over logits that are made by hand, with a small language model."""
 
+import base64
+import zlib
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -7,13 +9,38 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dqlora.config import load_params
 from dqlora.data.storage import write_json
 from dqlora.data.text import Vocabulary, frames_needed
 from dqlora.errors import UserError
-from dqlora.models.decoding import BeamSearch, Weights, align, fit_hotwords, greedy, load_decoder, log_softmax
+from dqlora.models.decoding import (
+    BeamSearch,
+    Weights,
+    align,
+    decoder_settings,
+    fit_hotwords,
+    greedy,
+    load_decoder,
+    log_softmax,
+    words_of_binary,
+)
 from dqlora.models.language_model import train_arpa
+from tests.conftest import ROOT
 
 SENTENCES = ["THE FERRY LEAVES THE HARBOR", "THE FERRY IS SMALL", "A SMALL HARBOR", "THE HARBOR IS CLOSED"] * 3
+
+# the fixture `arpa` as KenLM's build_binary writes it, compressed
+BINARY = (
+    "c-qU&O)OBz$yLZGDJihh*U!#KO-##7%}LQq&d=3P&QD2INXswEO)OC;OD!tS%+FIW<zhg9274f}pAks>2Lg}?BUFYNOdhaD7UPD}{Ae@-l6*"
+    "m(;$F+PQn(%%xODKt;f+7m#xkRcUrBy#`Xi5{k%<8}U~lO1zr-bK&Ix2o+$xeVQ0>cL0kS#7uS*^9>0xIFvbl1;f2=Kjkj(~UbFO$=tuK0D9"
+    "|w?~^Y@Z?^Vj8vSn-(ezo=LBX5_imppe=AS!h2fU>F#V9f~=5YyWxsMtlC9z5Bl%Uv7UUHV;ha_LqRg4ZpVS_sb3ig;4{D50VGbg4Yt@>R|e"
+    "C*}d4<HAGYE+Qi1Evit2kzwG1q#FWvp(O6iiZ=)TEZ&J>(=DyTA%jXK-b|8B?8D4~YE%n-!c$?L}`P%IL0#8^ka3rUzfz*TeiUC?40tH(FKz"
+    "xw;;77vTB~wxz%yX=5A^xHauv9Xd9J(=+^UrgZeIWPcmHnTlBfljaWIo9LWl?=Bk0(iA0ofnz)4HFKdHW}sN#%LUbi&-<BXG;7>==I=$iK4{"
+    "X6@5#GrzFsP_qKae2{swteLLm^Io3=@;}IauKRzZ1U1&lz`~2?H2b`%@*DbhoU-00n7R6H=vxc%>{Sc*>0NI8Y5Hb{CWx)>BU?S)Pc-JgW#J"
+    "xVw*+39s*n<|T!bz@|L2zXftP9zfy6c9<HI@ga}3ed-~v7`_+@`oE8Rs`U!lXkJoV|bNg#3Ax{~>O)YX@R*cSWsB}CgQSApDVt^9xLft@<8A"
+    "aRK!Da`JLTUMf*vx%*VTmMA*YwpXx_u1~v(0J!<RSwc?Q<|4;$6!-z#}MM-%HZZ26cowe<LVgZ8qDC~806$1#9*Tjl=KW{2=;aK@nLXeaQ5*"
+    "Jc6DI@08`>S3j"
+)
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +154,29 @@ def test_hot_words_are_written_as_labels_are(vocabulary: Vocabulary) -> None:
 # Files
 
 
+def kenlm_binary() -> bytes:
+    return zlib.decompress(base64.b85decode(BINARY))
+
+
+def test_kenlms_binary_form_gives_the_words_of_the_arpa(arpa: Path, vocabulary: Vocabulary, tmp_path: Path) -> None:
+    binary = tmp_path / "model.bin"
+    binary.write_bytes(kenlm_binary())
+    assert words_of_binary(binary)[:4] == ["<unk>", "<s>", "THE", "FERRY"]
+    weights = Weights(0.5, 0.0, -5.0)
+    searches = [BeamSearch(vocabulary, path, weights) for path in (arpa, binary)]
+    for seed in range(20):
+        logits = heard("THE HARPOR IS SNALL", vocabulary, {7: "B", 15: "M"}, sure=4.0)
+        logits += np.random.default_rng(seed).normal(size=logits.shape).astype(np.float32)
+        found = [search.words(logits) for search in searches]
+        assert found[0] == found[1] != ""
+
+
 def test_without_a_decoder_the_best_token_of_each_frame_is_taken(vocabulary: Vocabulary, tmp_path: Path) -> None:
     assert load_decoder(tmp_path, vocabulary) is greedy
+
+
+def test_what_is_no_runs_has_the_beam_width_of_params(tmp_path: Path) -> None:
+    assert decoder_settings(tmp_path)["beam_width"] == load_params(ROOT / "params.yaml").decode.beam_width
 
 
 @pytest.mark.parametrize(
@@ -137,6 +185,7 @@ def test_without_a_decoder_the_best_token_of_each_frame_is_taken(vocabulary: Voc
         ("model.arpa", "\\data\\\nngram 1=3\nngram 2=2\n\n\\1-grams:\n-1.0\tA\t0.0\n-1.0\tB"),
         ("model.arpa", ""),
         ("model.bin", "no language model"),
+        ("model.bin", "mmap lm http://kheafield.com/code format version 5\n<unk>\0THE\0"),
     ],
 )
 def test_a_language_model_that_cannot_be_read_is_named(

@@ -11,8 +11,8 @@ from rich.console import Console
 from dqlora.errors import UserError
 from dqlora.report.compare import comparison, experiments
 
-FOUND = {"base.clean": 0.0734, "clean": 0.0804, "lm.clean": 0.0612, "base.noisy": 0.7657, "noisy": 0.5338}
-GAIN = {"gain": 0.3029, "low": 0.2506, "high": 0.3602, "out_of_domain": -0.0312}
+FOUND = {"base.clean": 0.073, "clean": 0.08, "lm.clean": 0.061, "base.noisy": 0.766, "noisy": 0.534}
+GAIN = {"gain": 0.303, "low": 0.251, "high": 0.36, "out_of_domain": -0.031}
 SAME = {"seed": 0, "models/mini/adapter": "1234", "stages/train.py": "ab", "typ": "baseline", "Created": "06:12 AM"}
 
 
