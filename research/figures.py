@@ -24,6 +24,7 @@ OUTPUT = Path("docs/figures")
 METRICS = Path("metrics/mini/evaluate.json")
 STUDY, BENCHMARKS = Path("research/study/results"), Path("benchmarks/results")
 NINE_HOURS, SIXTY_HOURS = STUDY / "all_variants_9h.jsonl", STUDY / "features_vs_ctc_60h.jsonl"
+UNLABELLED, SETTINGS = STUDY / "unlabelled_synthetic_student.jsonl", STUDY / "settings_wav2vec2_base.jsonl"
 FEATURES = "base features of layer 8, λ 1"
 PROJECTION, RANK_64 = "and projection, no masks", "LoRA r 64 and projection, no masks"
 DISTILLED, CTC_RANK_64 = f"{FEATURES}, {RANK_64}", f"{CTC}, {RANK_64}"  # the default, and the same without targets
@@ -35,7 +36,7 @@ STAGES = {
     "fetch_speech": (0, 1, "clips and transcripts", INK),
     "fetch_noise": (0, 2, "recordings", INK),
     "pseudo_label": (1, 1, "transcripts, if none", GREEN),
-    "fit_gate": (2, 0, "the entropy threshold", PURPLE),
+    "fit_gate": (5, 2, "where the adapter runs", PURPLE),
     "encode_teacher": (2, 1, "Whisper’s features", GREEN),
     "train_teacher_head": (3, 1, "tokens from features", GREEN),
     "make_targets": (4, 1, "a target per frame", GREEN),
@@ -43,12 +44,12 @@ STAGES = {
     "extract_features": (3, 2, "the frozen CNN, once", BLUE),
     "train": (4, 2, "LoRA on a 4-bit student", BLUE),
     "build_lm": (2, 3, "n-grams of words", PURPLE),
-    "fit_decoder": (4, 3, "weights of the search", PURPLE),
+    "fit_decoder": (5, 3, "weights of the search", PURPLE),
     "transcribe_teacher": (3, 4, "Whisper’s transcripts", INK),
-    "evaluate": (5, 0, "WER, before and after", INK),
-    "export": (5, 1, "merged and ONNX", INK),
-    "profile": (5, 2, "RTF and memory", INK),
-    "report": (5, 3, "one page", INK),
+    "evaluate": (6, 0, "WER, before and after", INK),
+    "export": (6, 1, "merged and ONNX", INK),
+    "profile": (6, 2, "RTF and memory", INK),
+    "report": (6, 3, "one page", INK),
 }
 STAGE_WIDTH, STAGE_HEIGHT, COLUMN, ROW = 146, 46, 176, 90
 
@@ -56,7 +57,7 @@ STAGE_WIDTH, STAGE_HEIGHT, COLUMN, ROW = 146, 46, 176, 90
 def pipeline() -> Drawing:
     """The stages of dvc.yaml and what each needs of the others, without the needs that other arrows imply."""
     drawing = Drawing(
-        WIDTH + COLUMN, 460, "The pipeline: targets come from clean speech, the student hears the same in noise."
+        WIDTH + 2 * COLUMN, 460, "The pipeline: targets come from clean speech, the student hears the same in noise."
     )
     needs = direct_needs(yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"])
     if misplaced := sorted(needs.keys() ^ STAGES.keys()):
@@ -79,7 +80,6 @@ def pipeline() -> Drawing:
         drawing.text((middle, y + 20), name, "middle", colour, font_family=MONO, font_size=12, font_weight=600)
         drawing.text((middle, y + 37), caption, "middle", font_size=11.5)
     for stage, shift, anchor, text, colour in (
-        ("fit_gate", (STAGE_WIDTH + 12, 15), "start", "the adapter runs only where the base is uncertain", PURPLE),
         ("encode_teacher", (0, -9), "start", "the teacher hears clean speech", GREEN),
         ("mix", (0, -9), "start", "the student hears noisy speech", BLUE),
         ("train", (STAGE_WIDTH / 2 - 8, -19), "end", "CTC + λ · distance", BLUE),
@@ -166,16 +166,73 @@ def wer_by_snr() -> Drawing:
 
 
 def snr_panel(
-    drawing: Drawing, left: float, heading: str, conditions: list[str], systems: list[tuple[str, str, list[float]]]
+    drawing: Drawing,
+    left: float,
+    heading: str,
+    conditions: list[str],
+    systems: list[tuple[str, str, list[float]]],
+    top: int = 100,
 ) -> None:
-    panel = Panel(drawing, Scale(0, len(conditions) - 1, left + 20, left + 240), Scale(0, 100, 280, 70))
+    """WER of each system, name, colour and values in %, by condition; the axis ends at `top`."""
+    panel = Panel(drawing, Scale(0, len(conditions) - 1, left + 20, left + 240), Scale(0, top, 280, 70))
     panel.heading(heading)
-    panel.y_axis(range(0, 101, 20), "WER (%)")
+    panel.y_axis(range(0, top + 1, 20), "WER (%)")
     panel.x_axis(dict(enumerate(conditions)), "SNR (dB)")
     for _, colour, wers in systems:
         panel.curve(list(enumerate(wers)), colour)
     ends = [(panel.y(wers[-1]), f"{name} {wers[-1]:.0f} %", colour) for name, colour, wers in systems]
     drawing.labels(panel.x.end + 12, ends)
+
+
+LABELLED = (  # name, colour, variant
+    ("base", INK, BASE),
+    ("no labels", PURPLE, "features only, no labels"),
+    ("Whisper’s", GREEN, "Whisper's labels"),
+    ("people’s", BLUE, "people's labels"),
+)
+
+
+def labels() -> Drawing:
+    """WER by SNR on speakers that the base never heard, by whose labels it was adapted with."""
+    drawing = Drawing(
+        WIDTH,
+        330,
+        "WER by SNR on speakers that the base never heard, adapted with nobody’s, Whisper’s and people’s labels.",
+    )
+    groups = study(UNLABELLED)
+    runs = groups[0] | groups[350]
+    for left, corpus, heading in ((40, "prompts", "prompts, one speaker"), (475, "commands", "orders, more than 50")):
+        systems = [
+            (
+                name,
+                colour,
+                [float(np.mean([wer(run, corpus, (one,)) for run in runs[variant]])) for one in (*CLEAN, *NOISY)],
+            )
+            for name, colour, variant in LABELLED
+        ]
+        conditions = [one.removesuffix(" dB") for one in (*CLEAN, *NOISY)]
+        snr_panel(drawing, left, heading, conditions, systems, top=120)
+    return drawing
+
+
+def settings() -> Drawing:
+    """Noisy WER by learning rate and rank, of a student of wav2vec2-base's size."""
+    drawing = Drawing(WIDTH, 330, "Noisy WER by learning rate and LoRA rank, for a student of wav2vec2-base’s size.")
+    groups = study(SETTINGS)
+    panel = Panel(drawing, Scale(2e-4, 2e-3, 60, 500, log=True), Scale(80, 110, 280, 70))
+    panel.heading("95 M parameters, 500 steps of 320 s, nf4")
+    panel.y_axis(range(80, 111, 10), "noisy WER (%)")
+    rates = (2e-4, 5e-4, 1e-3, 2e-3)
+    panel.x_axis({rate: f"{rate:g}" for rate in rates}, "learning rate")
+    ends = []
+    for rank, colour in ((8, ORANGE), (64, BLUE)):
+        points = [(rate, mean_wer(groups[500][f"learning rate {rate:g}, LoRA r {rank}, nf4"])) for rate in rates]
+        panel.curve(points, colour)
+        ends.append((panel.y(points[-1][1]), f"rank {rank}", colour))
+    base = mean_wer(groups[0][BASE])
+    panel.curve([(rate, base) for rate in rates], INK, stroke_dasharray="5 4")
+    drawing.labels(panel.x.end + 12, [*ends, (panel.y(base) - 14, "base", INK)])
+    return drawing
 
 
 TARGETS = (  # name, colour, settings: how the results call them
@@ -359,7 +416,8 @@ def throughput() -> Drawing:
 
 
 FIGURES: dict[str, Callable[[], Drawing]] = {
-    figure.__name__: figure for figure in (pipeline, wer_by_snr, targets, noise_vs_clean, budget, cpu, throughput)
+    figure.__name__: figure
+    for figure in (pipeline, wer_by_snr, labels, targets, noise_vs_clean, budget, settings, cpu, throughput)
 }
 
 

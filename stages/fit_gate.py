@@ -1,7 +1,7 @@
 """How uncertain the base student may be of a clip for the adapter to stay off: models/<preset>/gate.json.
 
-Where the adapter makes measurably fewer errors on clean speech too, as where the base does not know the speakers, there is
-nothing to keep: it always runs.
+Where the adapter makes measurably fewer errors on clean speech too, as where the base does not know the speakers, there
+is nothing to keep: it always runs.
 """
 
 import numpy as np

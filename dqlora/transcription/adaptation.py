@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqlora.models.gate import GatedStudent, mean_entropy
-from dqlora.models.wav2vec2 import EncoderCTC, backbone_of, cnn_features, with_same_weights
+from dqlora.models.wav2vec2 import (
+    EncoderCTC,
+    backbone_of,
+    base_of,
+    clip_logits,
+    cnn_features,
+    frames_of,
+    with_same_weights,
+)
 
 STEPS = 5
 LEARNING_RATE = 3e-3
@@ -76,5 +84,7 @@ def adapting(
 
 
 def adapted_logits(student: EncoderCTC, samples: np.ndarray, blank: int) -> np.ndarray:
-    """The last of `adapting`: float32 [frames, vocabulary]."""
+    """The last of `adapting`: float32 [frames, vocabulary]; none of a clip shorter than a frame."""
+    if frames_of(base_of(student.model).config, len(samples)) == 0:
+        return clip_logits(student, samples)
     return next(itertools.islice(adapting(student, samples, blank), STEPS, None))

@@ -90,6 +90,11 @@ def test_what_the_base_is_certain_of_is_left(
         assert (changed > 0.1) == changes
 
 
+def test_a_clip_shorter_than_a_frame_has_no_logits(mini: AdaptingRecogniser) -> None:
+    assert mini.logits(np.zeros(300, np.float32)).shape == (0, 32)
+    assert mini.logits(np.ones(500, np.float32)).shape == (1, 32)
+
+
 def test_an_onnx_export_says_that_it_cannot(tmp_path: Path) -> None:
     for name in ("config.json", "model.onnx"):
         (tmp_path / name).touch()
