@@ -32,21 +32,22 @@ def main() -> None:
         features = [cnn_features(base, to_float32(clean[item["id"]])) for item in clean.items]
         references = [item["text"] for item in clean.items]
         longest = max(map(len, features))
-        errors = [
+        without, adapting = (
             count_errors(references, transcribe_batch(EncoderCTC(model), features, vocabulary, longest), language)
             for model in (base, adapted)
-        ]
-        gain = relative_wer_reduction(
-            *(per_sentence(each, references) for each in errors), params.evaluate.bootstrap_draws, params.seed
         )
-        before, after = (f"{100 * each.wer:.1f} %" for each in errors)
+        gain = relative_wer_reduction(
+            per_sentence(without, references), per_sentence(adapting, references),
+            params.evaluate.bootstrap_draws, params.seed,
+        )  # fmt: skip
+        before, after = (f"{100 * each.wer:.1f} %" for each in (without, adapting))
         print(f"clean validation clips: WER {before} without the adapter, {after} with it")
         if gain["ci_low"] > 0:
             print("gate: none, the adapter is better on clean speech too")
         else:
             threshold = float(np.quantile(entropies(EncoderCTC(base), features), quantile))
             print(f"gate: the adapter runs above {threshold:.4f} nats per frame")
-        if errors[0].wer > POOR_WER and params.lambda_distill and params.distill.target.startswith("base_"):
+        if without.wer > POOR_WER and params.lambda_distill and params.distill.target.startswith("base_"):
             print(f"hint: the base's own features teach little where its WER is {before}; try -S lambda_distill=0")
     write_json(paths.gate, {"entropy_threshold": threshold})
 

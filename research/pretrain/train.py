@@ -74,7 +74,7 @@ def cnn(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor) -> Tensor:
 class AugmentedStudent(nn.Module):
     """The student on an augmented batch: all of a step that has fixed shapes, so that it can be one CUDA graph."""
 
-    def __init__(self, model: Wav2Vec2ForCTC, strength: augment.Strength, teacher: Wav2Vec2ForCTC | None):
+    def __init__(self, model: Wav2Vec2ForCTC, strength: augment.Strength, teacher: Wav2Vec2ForCTC | None = None):
         super().__init__()
         self.model, self.strength, self.teacher = model, strength, teacher
 

@@ -58,6 +58,12 @@ def to(target: str, weight: float, **changes: Any) -> Variant:
 BASE = "base, unadapted"
 CTC = "CTC only"
 FEATURES = to("base_features", 1.0, layer=8)
+DEFAULT: Variant = {  # params.yaml's, but for the learning rate
+    **FEATURES,
+    **RANK_64,
+    **NO_MASKS,
+    "lora.target_modules": [*ALL_LINEAR, PROJECTION],
+}
 VARIANTS: dict[str, Variant] = {
     CTC: {},
     "base logits, λ 3": to("base_logits", 3.0),
@@ -112,12 +118,7 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 8, λ 1, LoRA r 64": {**FEATURES, **RANK_64},
     "base features of layer 8, λ 1, LoRA r 64, no masks": {**FEATURES, **RANK_64, **NO_MASKS},
     "base features of layer 8, λ 1, LoRA r 128, no masks": {**FEATURES, **RANK_128, **NO_MASKS},
-    "base features of layer 8, λ 1, LoRA r 64 and projection, no masks": {
-        **FEATURES,
-        **RANK_64,
-        **NO_MASKS,
-        "lora.target_modules": [*ALL_LINEAR, PROJECTION],
-    },
+    "base features of layer 8, λ 1, LoRA r 64 and projection, no masks": DEFAULT,
     "base features of layer 8, λ 1, LoRA r 64 on layers 1 to 8 and projection, no masks": {
         **FEATURES,
         **RANK_64,
@@ -163,12 +164,6 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 8, λ 3": to("base_features", 3.0, layer=8),
     "base features of layer 6, λ 1": to("base_features", 1.0, layer=6),
     "base features of layer 10, λ 1": to("base_features", 1.0, layer=10),
-}
-DEFAULT: Variant = {  # params.yaml's, but for the learning rate
-    **FEATURES,
-    **RANK_64,
-    **NO_MASKS,
-    "lora.target_modules": [*ALL_LINEAR, PROJECTION],
 }
 # learning rate, rank and bits for a student of another size: `research.study.run --settings`
 SETTINGS: dict[str, Variant] = (

@@ -3,15 +3,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from transformers import Wav2Vec2ForCTC
+from torch.nn import functional as F
+from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
-from dqlora.data.batching import length_mask
 from dqlora.data.text import Vocabulary
 from dqlora.models.wav2vec2 import normalise_waves
 from dqlora.training.cuda_graphs import InBfloat16
 from research.pretrain import augment
 from research.pretrain.data import Clips, Speech, encode
-from research.pretrain.train import STUDENT, AugmentedStudent, ctc, forward, make_batch
+from research.pretrain.train import STUDENT, AugmentedStudent, ctc, divergence, forward, make_batch
 from research.pretrain.voices import SAMPLE_RATE
 
 UNCHANGED = augment.Strength((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -32,16 +32,41 @@ def batch() -> tuple[Speech, torch.Tensor, int]:
     return Speech([encode(clips, vocabulary, 1)], torch.device("cpu")), torch.tensor([1, 0]), 4 * SAMPLE_RATE
 
 
+@pytest.fixture(scope="module")
+def post_norm() -> Wav2Vec2ForCTC:
+    """A small model with the norms of wav2vec2-base: one group norm in the CNN, layer norms after the layers."""
+    config = Wav2Vec2Config(
+        hidden_size=64, num_hidden_layers=7, num_attention_heads=4, intermediate_size=128, conv_dim=(32,) * 7,
+        num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return Wav2Vec2ForCTC(config).eval()
+
+
+@pytest.mark.parametrize("name", ["student", "post_norm"])
 @torch.no_grad()
-def test_the_fast_forward_is_the_models_own(student: Wav2Vec2ForCTC, batch: tuple) -> None:
+def test_the_fast_forward_is_the_models_own(name: str, batch: tuple, request: pytest.FixtureRequest) -> None:
+    student = request.getfixturevalue(name)
     speech, numbers, samples = batch
     waves, lengths = make_batch(speech, numbers, samples, UNCHANGED, np.random.default_rng(0))
     assert lengths.tolist() == [3 * SAMPLE_RATE - 1, 2 * SAMPLE_RATE - 1]
     waves = normalise_waves(waves, lengths)
     last, _ = forward(student, waves, lengths, mask_ratio=0)
-    own = student(waves, attention_mask=length_mask(lengths, samples).long()).logits
-    for row, expected, count in zip(last, own, student._get_feat_extract_output_lengths(lengths), strict=True):
-        torch.testing.assert_close(row[:count], expected[:count], atol=2e-3, rtol=0)
+    for row, wave, length in zip(last, waves, lengths, strict=True):  # each alone, as a group norm needs it
+        own = student(wave[None, :length]).logits[0]
+        torch.testing.assert_close(row[: len(own)], own, atol=2e-3, rtol=0)
+
+
+def test_a_student_is_drawn_to_its_teacher(student: Wav2Vec2ForCTC, post_norm: Wav2Vec2ForCTC, batch: tuple) -> None:
+    speech, numbers, samples = batch
+    waves, lengths = make_batch(speech, numbers, samples, UNCHANGED, np.random.default_rng(0))
+    log_probs, _, taught = InBfloat16(AugmentedStudent(post_norm, UNCHANGED, student))(waves, lengths)
+    assert not taught.requires_grad and log_probs.requires_grad
+    frames = student._get_feat_extract_output_lengths(lengths)
+    assert divergence(taught, taught, frames) == 0
+    each = zip(log_probs, taught, frames, strict=True)
+    rows = [F.kl_div(ours[:count], theirs[:count], log_target=True, reduction="sum") for ours, theirs, count in each]
+    assert divergence(log_probs, taught, frames).item() == pytest.approx((sum(rows) / frames.sum()).item(), rel=1e-4)
 
 
 def test_in_bfloat16_the_loss_is_nearly_that_of_float32(student: Wav2Vec2ForCTC, batch: tuple) -> None:

@@ -15,12 +15,15 @@ import torch
 import yaml
 
 from dqlora.config import Lora, load_params
+from dqlora.data.batching import Example, collate
+from dqlora.data.storage import RaggedArray
 from dqlora.errors import UserError
 from dqlora.evaluation.metrics import Errors, relative_wer_reduction
 from dqlora.models.lora import add_lora
 from dqlora.models.wav2vec2 import load_student
-from research.study import sources
-from research.study.runner import job_of, make_once
+from dqlora.training.objective import DistillationLoss
+from research.study import sources, unlabelled
+from research.study.runner import Job, job_of, make_once
 from research.study.table import (
     DRAWS,
     SEED,
@@ -114,6 +117,43 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     assert any(f"noisy: reduction vs {half} |" in line for line in lines)
     rows_of = {line.split(" | ")[0].strip("| "): line for line in lines}
     assert rows_of[half].endswith(" |  |") and "[" in rows_of[LOGITS].rsplit(" | ", 1)[1]
+
+
+def test_labels_are_those_of_the_variant(study_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = study_project / "labels"
+    folder.mkdir()
+    for split in ("train", "validation"):
+        clips = RaggedArray(study_project / "data/tiny/clean" / split)
+        lines = [
+            {"id": item["id"], "text": "HEARD", "transcript": "Heard.", "kept": number > 0}
+            for number, item in enumerate(clips.items)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    # the others have a target of features, of a layer that the small student lacks
+    trained = ("people's labels", "Whisper's labels, unfiltered")
+    results = study_project / "unlabelled.jsonl"
+    with monkeypatch.context() as patched:
+        patched.setattr(unlabelled, "VARIANTS", {name: unlabelled.VARIANTS[name] for name in trained})
+        unlabelled.main(folder, seed=[0], preset="tiny", steps=1, results=results)
+    rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [row["variant"] for row in rows] == [BASE, *(at_alpha(name, alpha) for name in trained for alpha in ALPHAS)]
+
+    runner = unlabelled.LabelRunner("tiny", folder)
+    texts = {
+        variant: [item["text"] for item in runner.clips(Job(variant, 1, 0, load_params(), 1e-3), "train").items]
+        for variant in unlabelled.VARIANTS
+    }
+    people = [item["text"] for item in RaggedArray(study_project / "data/tiny/clean/train").items]
+    assert texts["people's labels"] == people and len(people) == 4
+    assert texts["Whisper's labels"] == ["HEARD"] * 3 and texts["Whisper's labels, unfiltered"] == ["HEARD"] * 4
+
+
+def test_without_labels_the_distance_alone_is_left(student_folder: Path) -> None:
+    student = load_student(student_folder, "none", torch.device("cpu"))
+    width = student.config.conv_dim[-1]
+    batch = collate([Example(np.ones((20, width), np.float16), [5, 6], "AB", None)])
+    ctc, _ = unlabelled.FeaturesOnly(student, 0)(batch)
+    assert ctc == 0 and DistillationLoss(student, 0)(batch)[0] > 0
 
 
 def test_a_gated_run_has_the_bases_errors_where_the_base_is_certain() -> None:
