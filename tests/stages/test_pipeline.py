@@ -223,7 +223,8 @@ def test_every_artifact_is_there(project: Path) -> None:
     assert (made["student"], made["quantize"]) == ("models/fleurs/pretrained/student", "nf4")
     gate = json.loads((project / "models/fleurs/gate.json").read_text())
     assert list(gate) == ["entropy_threshold"]
-    assert 0 < gate["entropy_threshold"] < math.log(32)  # nats a frame of 32 tokens
+    threshold = gate["entropy_threshold"]  # none if the adapter of this random student is better on clean speech too
+    assert threshold is None or 0 < threshold < math.log(32)  # nats a frame of 32 tokens
     for split in ("train", "validation"):
         features = RaggedArray(project / f"data/fleurs/cnn_features/{split}")
         mixtures = RaggedArray(project / f"data/fleurs/noisy/{split}")
@@ -325,7 +326,7 @@ def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: 
 
 
 def test_an_experiment_may_stop_at_evaluate(project: Path) -> None:
-    assert experiment(project, "-S", "lambda_distill=2", "evaluate") == ["train", "fit_decoder", "evaluate"]
+    assert experiment(project, "-S", "lambda_distill=2", "evaluate") == ["train", "fit_gate", "fit_decoder", "evaluate"]
 
 
 def test_the_same_commit_run_again_changes_nothing_in_git(project: Path) -> None:
@@ -373,7 +374,8 @@ def hash_in_lock(project: Path, path: str) -> str:
 
 def test_another_gate_trains_nothing(project: Path) -> None:
     after = ["fit_decoder", "evaluate", "export", "profile", "report"]
-    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", *after]
+    without = json.loads((project / "models/fleurs/gate.json").read_text())["entropy_threshold"] is None
+    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", *([] if without else after)]
     assert experiment(project, "-S", "decode.method=greedy")[0] == "fit_decoder"
 
 
