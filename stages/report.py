@@ -83,6 +83,7 @@ def main() -> None:
     params = load_params()
     paths = Paths(params.preset)
     curves = paths.metrics / "curves" / "plots" / "metrics"
+    record = read_json(paths.metrics / "test" / "record.json", rerun("evaluate"))
     inputs = Inputs(
         settings=RunSettings(
             preset=params.preset,
@@ -94,6 +95,7 @@ def main() -> None:
             rank=params.lora.r,
             target=params.distill.target,
             gate_quantile=params.gate.quantile,
+            gated=record["entropy_threshold"] is not None,
             language=load_preset(params.preset).speech.language,
             bootstrap_draws=params.evaluate.bootstrap_draws,
         ),

@@ -58,6 +58,7 @@ class RunSettings:
     rank: int
     target: str
     gate_quantile: float
+    gated: bool  # not where the adapter is better on clean speech too
     language: str
     bootstrap_draws: int
 
