@@ -44,6 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     paths = Paths("tiny", tmp_path)
     write_predictions(paths)
     write_json(paths.metrics / "evaluate.json", metrics(low=0.021, high=0.186))
+    write_json(paths.metrics / "test" / "record.json", {"entropy_threshold": 0.1})
     best = {"best_step": 100, "best_validation_wer": 0.4044}
     size = {"trainable_parameters": 147456, "trainable_ratio": 0.0154}
     write_json(paths.metrics / "train.json", {"steps": 150} | best | size)
@@ -99,6 +100,13 @@ def shown(html: str) -> str:
     parser.handle_data = text.append  # type: ignore[method-assign]
     parser.feed(html)
     return " ".join(" ".join(text).split())
+
+
+@pytest.mark.parametrize("threshold, said", [(0.1, "“Distilled” is gated"), (None, "There is no gate")])
+def test_says_whether_there_is_a_gate(threshold: float | None, said: str, run: Paths) -> None:
+    write_json(run.metrics / "test" / "record.json", {"entropy_threshold": threshold})
+    text = shown(page(run))
+    assert said in text and ("is gated" in text) == (threshold is not None)
 
 
 def test_asks_for_nothing_outside_itself(run: Paths) -> None:
