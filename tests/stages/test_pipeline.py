@@ -305,7 +305,15 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
 def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: Path) -> None:
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     ended = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
-    assert stages_run(ended.stdout) == ["train", "fit_decoder", "evaluate", "export", "profile", "report"]
+    assert stages_run(ended.stdout) == [
+        "train",
+        "fit_gate",
+        "fit_decoder",
+        "evaluate",
+        "export",
+        "profile",
+        "report",
+    ]
     assert "base.clean" in run("dvc", "metrics", "show", folder=project).stdout
     evaluated = run("dvc", "metrics", "diff", "--targets", "metrics/fleurs/evaluate.json", "--all", folder=project)
     assert "base.snr.10.wer" in evaluated.stdout
