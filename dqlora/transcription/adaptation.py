@@ -26,6 +26,7 @@ from dqlora.models.wav2vec2 import (
 STEPS = 5
 LEARNING_RATE = 3e-3
 TEMPERATURE, ENTROPY_WEIGHT = 2.5, 0.3  # the paper's
+MOST_UNCERTAIN = 1.0  # nats per frame of a clip that is adapted to: beyond, there is little right to become sure of
 
 
 def layer_norms(model: nn.Module) -> list[nn.Parameter]:
@@ -62,7 +63,7 @@ def adapting(
     """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz: as it is, then after each step.
 
     The student stays as it is: the clip has layer norms of its own. Where a gated student's base is certain of a clip,
-    nothing is adapted, and the logits stay.
+    or the student knows hardly anything of it, nothing is adapted, and the logits stay.
     """
     features = cnn_features(student.model, samples)[None].clone()  # [1, frames, conv_dim], as gradients need it
     frames = torch.tensor([features.shape[1]], device=features.device)
@@ -75,8 +76,10 @@ def adapting(
     norms = [norm.requires_grad_(True) for norm in layer_norms(model)]
     encoder = EncoderCTC(model)
     optimiser = torch.optim.AdamW(norms, learning_rate, weight_decay=0.0)
-    while True:
+    for step in itertools.count():
         logits = encoder(features, frames)[0].float()
+        if step == 0 and mean_entropy(logits[None], frames).item() > MOST_UNCERTAIN:
+            yield from itertools.repeat(logits.detach().cpu().numpy())
         yield logits.detach().cpu().numpy()
         for norm, gradient in zip(norms, torch.autograd.grad(uncertainty(logits, blank), norms), strict=True):
             norm.grad = gradient

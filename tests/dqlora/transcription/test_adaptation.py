@@ -16,6 +16,7 @@ from dqlora.evaluation.metrics import count_errors
 from dqlora.models.decoding import greedy
 from dqlora.models.gate import GatedStudent
 from dqlora.models.wav2vec2 import clip_logits, with_same_weights
+from dqlora.transcription import adaptation
 from dqlora.transcription.adaptation import adapted_logits, layer_norms, uncertainty
 from dqlora.transcription.recogniser import AdaptingRecogniser, load_recogniser
 from tests.conftest import ROOT
@@ -87,6 +88,16 @@ def test_what_the_base_is_certain_of_is_left(
     for threshold, changes in ((0.0, True), (9.0, False)):
         gated = GatedStudent(with_same_weights(model), model, threshold)
         changed = np.abs(adapted_logits(gated, noisy[0][0], blank) - clip_logits(gated, noisy[0][0])).max()
+        assert (changed > 0.1) == changes
+
+
+def test_what_the_student_knows_nothing_of_is_left(
+    mini: AdaptingRecogniser, noisy: tuple[list[np.ndarray], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = noisy[0][0]
+    for most, changes in ((9.0, True), (0.0, False)):
+        monkeypatch.setattr(adaptation, "MOST_UNCERTAIN", most)
+        changed = np.abs(mini.logits(clip) - clip_logits(mini.student, clip)).max()
         assert (changed > 0.1) == changes
 
 
