@@ -1,6 +1,6 @@
 """Train every variant from the same base on the same clips, and note its errors on the same test clips.
 
-python -m research.study.run --steps 350 --finalist-steps 1000 --seed 0 --seed 1 --seed 2
+python -m research.study.run [--compare targets] --steps 350 --finalist-steps 1000 --seed 0 --seed 1 --seed 2
 
 Reads what the stages extract_features and train_teacher_head, and those before them, left for the preset. Each run is
 one line of results.jsonl for each WiSE-FT alpha; those that stand there already are not made again: after a change of
@@ -11,9 +11,10 @@ import itertools
 import json
 import multiprocessing
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -24,6 +25,7 @@ from dqlora.device import default_device
 from dqlora.errors import UserError, run_stage
 from dqlora.models.wav2vec2 import load_student
 from dqlora.progress import ProgressBar
+from research.study.losses import LossRunner
 from research.study.runner import (
     Job,
     Runner,
@@ -34,12 +36,17 @@ from research.study.runner import (
     targets_folder,
 )
 from research.study.table import RESULTS
-from research.study.variants import BASE, FINALISTS, SETTINGS, VARIANTS, Variant
+from research.study.unlabelled import LABELS, LabelRunner
+from research.study.variants import BASE, BUDGETS, FINALISTS, LOSSES, SETTINGS, VARIANTS, Variant
+
+COMPARISONS = {"targets": VARIANTS, "settings": SETTINGS, "budgets": BUDGETS, "losses": LOSSES, "labels": LABELS}
+Comparison = Literal["targets", "settings", "budgets", "losses", "labels"]
+RUNNERS: dict[str, type[Runner]] = {"losses": LossRunner, "labels": LabelRunner}
 
 _runner: Runner
 
 
-def _start(preset: str, processes: int, gpus: int, counter: Any) -> None:
+def _start(make_runner: Callable[[], Runner], processes: int, gpus: int, counter: Any) -> None:
     """Spread the processes over the GPUs and the cores."""
     global _runner
     with counter.get_lock():
@@ -48,7 +55,7 @@ def _start(preset: str, processes: int, gpus: int, counter: Any) -> None:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[number % gpus]
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
-    _runner = Runner(preset)
+    _runner = make_runner()
 
 
 def _make_targets(params_and_fingerprint: tuple[Params, str]) -> None:
@@ -75,6 +82,12 @@ def _jobs(
     return [job_of(params, *run, variants) for run in [*sorted(runs, key=lambda run: -run[1]), (BASE, 0, 0)]]
 
 
+def phases(jobs: list[Job]) -> tuple[list[Job], list[Job]]:
+    """The trainings, then what is made of the adapters that they leave."""
+    later = ["mean_of" in job.loss for job in jobs]
+    return [job for job, last in zip(jobs, later, strict=True) if not last], [*itertools.compress(jobs, later)]
+
+
 def main(
     seed: Annotated[list[int], typer.Option(help="Seeds: one run of each variant for each.")],
     steps: Annotated[list[int] | None, typer.Option(help="Budgets: optimiser steps of every variant's run.")] = None,
@@ -84,12 +97,10 @@ def main(
     skip: Annotated[list[str] | None, typer.Option(help="Not these, likewise.")] = None,
     results: Annotated[Path, typer.Option(help="Where to note the runs.")] = RESULTS,
     processes: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 1,
-    settings: Annotated[
-        bool,
-        typer.Option("--settings", help="Rates, ranks and layers of the default, not the variants."),
-    ] = False,
+    compare: Annotated[Comparison, typer.Option(help="What is compared.")] = "targets",
+    labels: Annotated[Path | None, typer.Option(help="Whisper's transcripts: data/<preset>/pseudo_labels.")] = None,
 ) -> None:
-    variants = SETTINGS if settings else VARIANTS
+    variants = COMPARISONS[compare]
     names = [
         name for name in variants if _matches(name, only or [""], variants) and not _matches(name, skip or [], variants)
     ]
@@ -97,6 +108,8 @@ def main(
         raise UserError(f"--only, --skip: no variant is left; they are: {'; '.join(variants)}")
     if not steps and not finalist_steps:
         raise UserError("nothing to run: give --steps, --finalist-steps or both")
+    if compare == "labels" and not (labels and (labels / "train.jsonl").exists()):
+        raise UserError(f"--labels: {labels}: no train.jsonl there; name what `dvc repro pseudo_label` wrote")
     results.parent.mkdir(parents=True, exist_ok=True)
     results.touch()
     rows = read_jsonl(results, "name another file (--results)")
@@ -108,14 +121,17 @@ def main(
         return
     paths = Paths(preset)
     make_test_features(load_student(paths.student, "none", default_device()), paths)
-    distilled = {targets_folder(paths, job.params): job.params for job in jobs if job.params.lambda_distill}
+    runner = RUNNERS.get(compare, Runner)
+    make_runner = partial(runner, preset, labels) if compare == "labels" else partial(runner, preset)
+    distilled = {targets_folder(paths, params): params for job in jobs for params in runner.targets_of(job)}
     targets = [(params, fingerprint_of(*inputs_of_targets(paths, params))) for params in distilled.values()]
     context = multiprocessing.get_context("spawn")
-    spread = (preset, processes, torch.cuda.device_count(), context.Value("i", 0))
+    spread = (make_runner, processes, torch.cuda.device_count(), context.Value("i", 0))
     with context.Pool(processes, _start, spread) as pool, results.open("a", encoding="utf-8") as file:
         for _ in ProgressBar(pool.imap_unordered(_make_targets, targets), "targets", len(targets)):
             pass
-        for lines in ProgressBar(pool.imap_unordered(_run, jobs), "study", len(jobs), unit=" runs"):
+        runs = (lines for phase in phases(jobs) for lines in pool.imap_unordered(_run, phase))
+        for lines in ProgressBar(runs, "study", len(jobs), unit=" runs"):
             file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
 

@@ -4,7 +4,7 @@ import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,20 @@ class Job:
     seed: int
     params: Params
     learning_rate: float
+    batch_seconds: float | None = None  # the preset's
+    loss: Mapping[str, Any] = field(default_factory=dict)  # terms of losses.JointLoss
 
 
 def job_of(params: Params, variant: str, steps: int, seed: int, of: Mapping[str, Variant] = VARIANTS) -> Job:
     """params.yaml with what every variant changes, then this one's, then the seed."""
     changes = COMMON | of.get(variant, {}) | {"seed": seed}
-    learning_rate = changes.pop("budget.learning_rate")
+    learning_rate, batch_seconds = changes.pop("budget.learning_rate"), changes.pop("budget.batch_seconds", None)
+    loss = changes.pop("loss", {})
     values = params.model_dump()
     for name, value in changes.items():
         *blocks, last = name.split(".")
         functools.reduce(dict.__getitem__, blocks, values)[last] = value
-    return Job(variant, steps, seed, Params.model_validate(values), learning_rate)
+    return Job(variant, steps, seed, Params.model_validate(values), learning_rate, batch_seconds, loss)
 
 
 def shared(paths: Paths) -> Path:
@@ -128,6 +131,14 @@ class Runner:
             RaggedArray(shared(self.paths) / "test_features" / split) for split in ("test", "validation")
         )
 
+    @staticmethod
+    def targets_of(job: Job) -> list[Params]:
+        """What each of the targets that a job needs is made with."""
+        return [job.params] if job.params.lambda_distill else []
+
+    def keep_weights(self, job: Job, weights: dict[str, torch.Tensor]) -> None:
+        """Called with what a run has trained."""
+
     def make_targets(self, params: Params, inputs: str) -> None:
         make_once(targets_folder(self.paths, params), inputs, functools.partial(self._write_targets, params))
 
@@ -165,7 +176,7 @@ class Runner:
         budget = Budget(
             steps=job.steps,
             learning_rate=job.learning_rate,
-            batch_seconds=self.preset.budget.batch_seconds,
+            batch_seconds=job.batch_seconds or self.preset.budget.batch_seconds,
             validate_every=max(1, job.steps // VALIDATIONS),
         )
         with tempfile.TemporaryDirectory() as temporary:
@@ -178,6 +189,7 @@ class Runner:
             "trainable": sum(weight.numel() for weight in trainable.values()),
         }
         end = {name: weight.detach().clone() for name, weight in trainable.items()}
+        self.keep_weights(job, end)
         results = []
         for alpha in ALPHAS:
             with torch.no_grad():

@@ -1,8 +1,9 @@
 """Put the study's speech and noise into presets/study: the mini preset's corpus and a folder of real speech.
 
-python -m research.study.sources SPEECH NOISE [--synthetic SYNTHETIC]
+python -m research.study.sources SPEECH NOISE [--synthetic SYNTHETIC] [--elsewhere ELSEWHERE]
 
 SPEECH       folder with train/, validation/, test/, each recordings with a metadata.csv (file_name,transcription)
+ELSEWHERE    likewise, of other speech: only its test/ is used, to see what carries
 NOISE        folder with train/ and test/, recordings
 SYNTHETIC    more speech to train on: a folder of research.pretrain.synthesise
 """
@@ -64,6 +65,7 @@ def main(
     synthetic: Annotated[
         Path | None, typer.Option(help="More training speech, of research.pretrain.synthesise.")
     ] = None,
+    elsewhere: Annotated[Path | None, typer.Option(help="Other real speech: test/ with a metadata.csv.")] = None,
 ) -> None:
     with atomic_directory(OUTPUT) as folder:
         for split in ("train", "validation", "test"):
@@ -72,6 +74,8 @@ def main(
             rows = mini_rows(split, output) + folder_rows(speech / split, speech.name, output)
             if synthetic and split == "train":
                 rows += synthetic_rows(synthetic, output)
+            if elsewhere and split == "test":
+                rows += folder_rows(elsewhere / split, elsewhere.name, output)
             with (output / "metadata.csv").open("w", encoding="utf-8", newline="") as file:
                 csv.writer(file).writerows([("file_name", "transcription"), *rows])
             print(f"{split}: {len(rows)} utterances")

@@ -165,7 +165,7 @@ VARIANTS: dict[str, Variant] = {
     "base features of layer 6, λ 1": to("base_features", 1.0, layer=6),
     "base features of layer 10, λ 1": to("base_features", 1.0, layer=10),
 }
-# learning rate, rank and bits for a student of another size: `research.study.run --settings`
+# learning rate, rank and bits for a student of another size
 SETTINGS: dict[str, Variant] = (
     {
         f"learning rate {rate:g}, LoRA r {rank}, {quantize}": {
@@ -195,6 +195,36 @@ SETTINGS: dict[str, Variant] = (
         }
     }
 )
+# how a CPU's minutes are spent best: with --steps, as much audio in more or larger steps, by rank and learning rate
+BUDGETS: dict[str, Variant] = {
+    f"LoRA r {rank}, learning rate {rate:g}, {seconds} s a step": {
+        **DEFAULT,
+        "lora.r": rank,
+        "lora.alpha": 2 * rank,
+        "budget.learning_rate": rate,
+        "budget.batch_seconds": seconds,
+    }
+    for rank in (64, 16)
+    for rate in (1e-3, 2e-3, 4e-3)
+    for seconds in (10, 20, 40, 80)
+}
+# other terms beside CTC, each at the default's rank: losses.py. With two views of a clip, half as many clips a step
+TWO_VIEWS: Variant = {"budget.batch_seconds": 80}
+MASKS: Variant = {"train.mask_time_prob": 0.05}
+DEFAULT_CTC: Variant = {**DEFAULT, "lambda_distill": 0.0}
+LOSSES: dict[str, Variant] = {
+    "CTC only": DEFAULT_CTC,
+    "features": DEFAULT,
+    "consistency 1": {**DEFAULT_CTC, **TWO_VIEWS, "loss": {"consistency": 1.0}},
+    "consistency 0.3": {**DEFAULT_CTC, **TWO_VIEWS, "loss": {"consistency": 0.3}},
+    "consistency 1, masks": {**DEFAULT_CTC, **TWO_VIEWS, **MASKS, "loss": {"consistency": 1.0}},
+    "features and consistency 1": {**DEFAULT, **TWO_VIEWS, "loss": {"consistency": 1.0}},
+    "features and consistency 0.3": {**DEFAULT, **TWO_VIEWS, "loss": {"consistency": 0.3}},
+    "features of layers 4, 8 and 12": {**DEFAULT, "loss": {"layers": (4, 8, 12)}},
+    "features and correlation 1": {**DEFAULT, "loss": {"correlation": 1.0}},
+    "features, variance and covariance 1": {**DEFAULT, "loss": {"variance": 1.0}},
+    "mean of the seeds' adapters: features": {**DEFAULT, "loss": {"mean_of": "features"}},
+}
 # trained at a second budget too
 FINALISTS = (
     CTC,

@@ -23,6 +23,7 @@ from dqlora.models.lora import add_lora
 from dqlora.models.wav2vec2 import load_student
 from dqlora.training.objective import DistillationLoss
 from research.study import sources, unlabelled
+from research.study.run import COMPARISONS
 from research.study.runner import Job, job_of, make_once
 from research.study.table import (
     DRAWS,
@@ -119,7 +120,7 @@ def test_runs_are_noted_once_and_tabulated(study_project: Path) -> None:
     assert rows_of[half].endswith(" |  |") and "[" in rows_of[LOGITS].rsplit(" | ", 1)[1]
 
 
-def test_labels_are_those_of_the_variant(study_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_labels_are_those_of_the_variant(study_project: Path) -> None:
     folder = study_project / "labels"
     folder.mkdir()
     for split in ("train", "validation"):
@@ -131,17 +132,20 @@ def test_labels_are_those_of_the_variant(study_project: Path, monkeypatch: pytes
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     # the others have a target of features, of a layer that the small student lacks
     trained = ("people's labels", "Whisper's labels, unfiltered")
-    results = study_project / "unlabelled.jsonl"
-    with monkeypatch.context() as patched:
-        patched.setattr(unlabelled, "VARIANTS", {name: unlabelled.VARIANTS[name] for name in trained})
-        unlabelled.main(folder, seed=[0], preset="tiny", steps=1, results=results)
-    rows = [json.loads(line) for line in results.read_text().splitlines()]
-    assert [row["variant"] for row in rows] == [BASE, *(at_alpha(name, alpha) for name in trained for alpha in ALPHAS)]
+    command = ["run", "--compare", "labels", "--preset", "tiny", "--steps", "1", "--seed", "0"]
+    command += [f"--only={name}" for name in trained]
+    missing = run(*command)
+    assert missing.returncode == 1 and "no train.jsonl there" in missing.stderr
+    ended = run(*command, "--labels", str(folder))
+    assert ended.returncode == 0, ended.stderr
+    rows = [json.loads(line) for line in (study_project / "data/study/results.jsonl").read_text().splitlines()]
+    names = [at_alpha(name, alpha) for name in trained for alpha in ALPHAS]
+    assert sorted(row["variant"] for row in rows) == sorted([BASE, *names])
 
     runner = unlabelled.LabelRunner("tiny", folder)
     texts = {
         variant: [item["text"] for item in runner.clips(Job(variant, 1, 0, load_params(), 1e-3), "train").items]
-        for variant in unlabelled.VARIANTS
+        for variant in unlabelled.LABELS
     }
     people = [item["text"] for item in RaggedArray(study_project / "data/tiny/clean/train").items]
     assert texts["people's labels"] == people and len(people) == 4
@@ -243,8 +247,10 @@ def test_synthetic_speech_is_trained_on_and_nothing_else(
 
 def test_every_variant_is_a_valid_setting() -> None:
     params = load_params(ROOT / "params.yaml")
-    for variant in VARIANTS:
-        assert job_of(params, variant, steps=5, seed=3).params.seed == 3
+    for variants in COMPARISONS.values():
+        for variant in variants:
+            assert job_of(params, variant, 5, 3, variants).params.seed == 3
+    assert job_of(params, "consistency 1", 5, 0, COMPARISONS["losses"]).batch_seconds == 80
     assert job_of(params, LOGITS, steps=5, seed=0).params.distill.target == "base_logits"
     assert job_of(params, "CTC only, learning rate 1e-3", steps=5, seed=0).learning_rate == 1e-3
     assert set(FINALISTS) <= set(VARIANTS)
