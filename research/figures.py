@@ -25,6 +25,7 @@ METRICS = Path("metrics/mini/evaluate.json")
 STUDY, BENCHMARKS = Path("research/study/results"), Path("benchmarks/results")
 NINE_HOURS, SIXTY_HOURS = STUDY / "all_variants_9h.jsonl", STUDY / "features_vs_ctc_60h.jsonl"
 UNLABELLED, SETTINGS = STUDY / "unlabelled_synthetic_student.jsonl", STUDY / "settings_wav2vec2_base.jsonl"
+TERMS = STUDY / "terms_78h.jsonl"
 FEATURES = "base features of layer 8, λ 1"
 PROJECTION, RANK_64 = "and projection, no masks", "LoRA r 64 and projection, no masks"
 DISTILLED, CTC_RANK_64 = f"{FEATURES}, {RANK_64}", f"{CTC}, {RANK_64}"  # the default, and the same without targets
@@ -274,11 +275,44 @@ def targets() -> Drawing:
     return drawing
 
 
+OTHER_TERMS = (  # name, setting, colour, variant: how the results call it
+    ("features: the default", "", BLUE, "features"),
+    ("mean of three adapters of it", "", BLUE, "mean of the seeds' adapters: features"),
+    ("features of layers 4, 8 and 12", "", GREEN, "features of layers 4, 8 and 12"),
+    ("features, variance, covariance", "1", GREEN, "features, variance and covariance 1"),
+    ("features and correlation", "1", GREEN, "features and correlation 1"),
+    ("features and consistency", "0.3", PURPLE, "features and consistency 0.3"),
+    ("", "1", PURPLE, "features and consistency 1"),
+    ("consistency (CR-CTC)", "0.3", ORANGE, "consistency 0.3"),
+    ("", "1", ORANGE, "consistency 1"),
+    ("", "1, masks", ORANGE, "consistency 1, masks"),
+)
+
+
+def terms() -> Drawing:
+    """Other terms beside CTC, against CTC only at the same rank; below, those that were trained for longer."""
+    groups = study(TERMS)
+    above, below = (
+        [
+            (name, setting, colour, reduction(groups[steps][CTC], groups[steps][variant]))
+            for name, setting, colour, variant in OTHER_TERMS
+            if variant in groups[steps]
+        ]
+        for steps in (2000, 6000)
+    )
+    end = 70 + 20 * len(above)
+    bottom = end + 90 + 20 * len(below)
+    drawing = Drawing(WIDTH, bottom + 30, "Word errors in noise against CTC only, by what is learnt beside it.")
+    forest(drawing, 70, end, "rank 64, 78 h of speech, 2000 steps, three seeds", above)
+    forest(drawing, end + 90, bottom, "6000 steps", below)
+    return drawing
+
+
 def forest(drawing: Drawing, top: float, bottom: float, heading: str, rows: list[Row]) -> None:
     """A row for each comparison with CTC only, its interval a line."""
-    panel = Panel(drawing, Scale(-15, 20, 260, 750), Scale(0, len(rows), top, bottom))
+    panel = Panel(drawing, Scale(-15, 25, 260, 750), Scale(0, len(rows), top, bottom))
     drawing.text((8, top - 34), heading, font_weight=600)
-    panel.x_axis({tick: signed(tick) if tick else "CTC only" for tick in range(-15, 21, 5)}, "", grid=True)
+    panel.x_axis({tick: signed(tick) if tick else "CTC only" for tick in range(-15, 26, 5)}, "", grid=True)
     drawing.line([panel.at(0, 0), panel.at(0, len(rows))])
     drawing.text((panel.x.start, top - 10), "← more errors in noise (%)")
     drawing.text((panel.x.end, top - 10), "fewer errors in noise (%) →", "end")
@@ -417,7 +451,7 @@ def throughput() -> Drawing:
 
 FIGURES: dict[str, Callable[[], Drawing]] = {
     figure.__name__: figure
-    for figure in (pipeline, wer_by_snr, labels, targets, noise_vs_clean, budget, settings, cpu, throughput)
+    for figure in (pipeline, wer_by_snr, labels, targets, terms, noise_vs_clean, budget, settings, cpu, throughput)
 }
 
 
