@@ -24,6 +24,7 @@ from transformers import Wav2Vec2ForCTC
 from dqlora.data.storage import RaggedArray
 from tests.conftest import ROOT, write_noise
 from tests.hub import serve
+from tests.warm_python import warm_python
 
 STAGES = (
     "fetch_models",
@@ -125,7 +126,7 @@ def experiment(project: Path, *options: str) -> list[str]:
 
 def restore(project: Path) -> None:
     run("git", "checkout", "-q", ".", folder=project)
-    run("dvc", "checkout", "-q", folder=project)
+    run("dvc", "checkout", "-q", "--force", folder=project)
 
 
 def as_published(student: Path, output: Path) -> None:
@@ -163,14 +164,16 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
 
     preset = yaml.safe_load((ROOT / "presets/fleurs.yaml").read_text())
     fill_hub(base / "hub", preset, student_folder, teacher_folder)
-    preset["speech"]["clips"] = {"train": 6, "validation": 2, "test": 3}
+    preset["speech"]["clips"] = {"train": 6, "validation": 2, "test": 2}
     preset["out_of_domain"]["clips"] = 2
     with serve(base / "hub") as hub:
         ENVIRONMENT.update(HF_ENDPOINT=hub.url, HF_HOME=str(base / "cache"))
         noise = [file.relative_to(hub.root) for file in sorted((base / "hub/noise").rglob("*.wav"))]
         lines = [f"{file.parts[1]},{hub.url}/{file.as_posix()}\n" for file in noise]
         (folder / preset["noise"]["path"]).write_text("split,url\n" + "".join(lines))
-        yield repro(base, folder, preset)
+        with warm_python(base / "warm", ENVIRONMENT) as programs:
+            ENVIRONMENT["PATH"] = f"{programs}:{ENVIRONMENT['PATH']}"
+            yield repro(base, folder, preset)
 
 
 def repro(base: Path, folder: Path, preset: dict[str, Any]) -> Path:
@@ -180,9 +183,10 @@ def repro(base: Path, folder: Path, preset: dict[str, Any]) -> Path:
     (folder / "presets/fleurs.yaml").write_text(yaml.safe_dump(preset))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= {"preset": "fleurs"}
-    params["mix"]["copies"] = 1
+    params["mix"] |= {"copies": 1, "test_snr_db": [10, 0]}
     params["teacher_head"] |= {"hidden": 32, "layers": 1}
     params["distill"] |= {"layer": 2}
+    params["decode"] |= {"beam_width": 2}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
     run("git", "init", "-q", folder=folder)
@@ -206,8 +210,8 @@ def made(project: Path) -> dict[str, dict[str, str]]:
 
 def test_every_artifact_is_there(project: Path) -> None:
     noisy = RaggedArray(project / "data/fleurs/noisy/test")
-    assert len(noisy) == 3 * 3
-    assert {item["snr_db"] for item in noisy.items} == {10, 5, 0}
+    assert len(noisy) == 2 * 2
+    assert {item["snr_db"] for item in noisy.items} == {10, 0}
     used = {
         split: {item.get("noise") for item in RaggedArray(project / f"data/fleurs/noisy/{split}").items}
         for split in ("train", "test")
@@ -254,9 +258,9 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     evaluate = json.loads((project / "metrics/fleurs/evaluate.json").read_text())
     for system in ("base", "distilled", "teacher"):
         assert set(evaluate[system]) == {"clean", "noisy", "snr"}
-        assert set(evaluate[system]["snr"]) == {"10", "5", "0"}
+        assert set(evaluate[system]["snr"]) == {"10", "0"}
         assert set(evaluate[system]["clean"]) == {"wer", "cer"}
-        mean = sum(one["wer"] for one in evaluate[system]["snr"].values()) / 3
+        mean = sum(one["wer"] for one in evaluate[system]["snr"].values()) / 2
         assert evaluate[system]["noisy"]["wer"] == pytest.approx(mean)
     for condition in ("noisy", "clean"):
         assert set(evaluate["wer_reduction"][condition]) == {"relative", "ci_low", "ci_high"}
@@ -298,32 +302,25 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     predictions = [
         json.loads(line) for line in (project / "metrics/fleurs/test/predictions.jsonl").read_text().splitlines()
     ]
-    assert len(predictions) == 3 * 4
+    assert len(predictions) == 2 * 3
     assert {"id", "condition", "reference", "base", "distilled", "teacher"} <= set(predictions[0])
 
 
 def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: Path) -> None:
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
-    ended = run("dvc", "exp", "run", "-S", "lambda_distill=0.5", folder=project)
-    assert stages_run(ended.stdout) == [
-        "train",
-        "fit_gate",
-        "fit_decoder",
-        "evaluate",
-        "export",
-        "profile",
-        "report",
-    ]
+    for value in ("2", "0.5"):
+        ended = run("dvc", "exp", "run", "-S", f"lambda_distill={value}", "evaluate", folder=project)
+        assert stages_run(ended.stdout) == ["train", "fit_gate", "fit_decoder", "evaluate"]
+    left = json.loads(run("dvc", "status", "--json", folder=project).stdout)
+    assert list(left) == ["export", "profile", "report"]
     assert "base.clean" in run("dvc", "metrics", "show", folder=project).stdout
     evaluated = run("dvc", "metrics", "diff", "--targets", "metrics/fleurs/evaluate.json", "--all", folder=project)
     assert "base.snr.10.wer" in evaluated.stdout
-    for more in (0.3, 2.5):
-        run("dvc", "exp", "run", "-S", f"lambda_distill={more}", "evaluate", folder=project)
     shown = run("dvc", *EXP_SHOW, folder=project, COLUMNS="400").stdout.splitlines()
     assert max(map(len, shown)) <= 120
     columns = ["base.clean", "base.noisy", "clean", "noisy", "gain", "low", "high", "lambda_distill"]
     assert shown[1].split() == ["Experiment", *columns]
-    assert len([line for line in shown if "├──" in line or "└──" in line]) == 3
+    assert len([line for line in shown if "├──" in line or "└──" in line]) == 2
     compared = run("dqlora", "compare", folder=project, COLUMNS="120").stdout
     for text in ("WER clean", "WER noisy", "base", "distilled", "[interval]", "lambda_distill", " 0.5 ", " 1.0 "):
         assert text in compared
@@ -333,23 +330,23 @@ def test_a_second_repro_runs_nothing_and_an_experiment_what_it_changes(project: 
     restore(project)
 
 
-def test_an_experiment_may_stop_at_evaluate(project: Path) -> None:
-    assert experiment(project, "-S", "lambda_distill=2", "evaluate") == ["train", "fit_gate", "fit_decoder", "evaluate"]
-
-
 def test_the_same_commit_run_again_changes_nothing_in_git(project: Path) -> None:
-    """But for two hashes in dvc.lock, of what costs and report are; and those take nothing with them."""
-    for stage in ("evaluate", "profile", "report"):
-        run("dvc", "repro", "--force", "--single-item", stage, folder=project)
-    assert run("git", "status", "--porcelain", folder=project).stdout.split() in ([], ["M", "dvc.lock"])
-    changed = run("git", "diff", "--unified=0", "dvc.lock", folder=project).stdout
-    assert len([line for line in changed.splitlines() if line.startswith("+ ")]) <= 2 * 3  # md5 and size, out and dep
-    for path in CHANGING.values():
+    """But for two hashes in dvc.lock, of what costs and report are; and those take nothing with them.
+
+    Both are killed while they write, as the other stages are below.
+    """
+    run("dvc", "repro", "--force", "--single-item", "evaluate", folder=project)
+    assert run("git", "status", "--porcelain", folder=project).stdout == ""
+    for stage, path in CHANGING.items():
         (project / path).unlink()
-    run("git", "checkout", "-q", ".", folder=project)
+        kill_while_it_writes(project, stage)
     lost = hash_in_lock(project, CHANGING["profile"])
     (project / f".dvc/cache/files/md5/{lost[:2]}/{lost[2:]}").unlink()  # as on another machine
-    assert set(stages_run(run("dvc", "repro", folder=project).stdout)) <= set(CHANGING)
+    assert stages_run(run("dvc", "repro", folder=project).stdout) == list(CHANGING)
+    assert not list((project / "metrics/fleurs").glob(".*.tmp-*"))
+    assert run("git", "status", "--porcelain", folder=project).stdout.split() == ["M", "dvc.lock"]
+    changed = run("git", "diff", "--unified=0", "dvc.lock", folder=project).stdout
+    assert len([line for line in changed.splitlines() if line.startswith("+ ")]) <= 2 * 3  # md5 and size, out and dep
     run("git", "commit", "-qam", "costs of this machine", folder=project)
 
 
@@ -381,24 +378,15 @@ def hash_in_lock(project: Path, path: str) -> str:
 
 
 def test_another_gate_trains_nothing(project: Path) -> None:
-    after = ["fit_decoder", "evaluate", "export", "profile", "report"]
     without = json.loads((project / "models/fleurs/gate.json").read_text())["entropy_threshold"] is None
-    assert experiment(project, "-S", "gate.quantile=0.5") == ["fit_gate", *([] if without else after)]
-    assert experiment(project, "-S", "decode.method=greedy")[0] == "fit_decoder"
+    after = [] if without else ["fit_decoder", "evaluate"]
+    assert experiment(project, "-S", "gate.quantile=0.5", "evaluate") == ["fit_gate", *after]
+    assert experiment(project, "-S", "decode.method=greedy", "fit_decoder") == ["fit_decoder"]
 
 
 def test_another_teacher_head_trains_no_student_whose_target_is_not_made_of_it(project: Path) -> None:
     assert yaml.safe_load((project / "params.yaml").read_text())["distill"]["target"] == "base_features"
     assert experiment(project, "-S", "teacher_head.layers=2") == ["train_teacher_head", "make_targets", "report"]
-
-
-def test_a_changed_readme_runs_nothing(project: Path) -> None:
-    pages = sorted((project / "presets").rglob("README.md"))
-    assert len(pages) >= 2
-    for page in pages:
-        page.write_text(page.read_text() + "More of it.\n")
-    assert stages_run(run("dvc", "repro", folder=project).stdout) == []
-    restore(project)
 
 
 def test_a_copied_preset_needs_no_folder_of_its_own(project: Path) -> None:
@@ -456,13 +444,14 @@ def test_contributing_holds_word_by_word(project: Path) -> None:
 
 KILLED = """
 import os, runpy, signal, sys
-stage, awaited, part, times = sys.argv[1:]
+stage, output, temporary, times = sys.argv[1:]
 del sys.argv[1:]
 left = int(times)
 def kill(event, arguments):
     global left
-    if event == awaited and part in str(arguments[0]):
-        left -= 1
+    if event in ("open", "os.rename") and temporary in str(arguments[0]):
+        assert not os.path.exists(output), f"{output} is there and not yet whole"
+        left -= event == "os.rename"
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(kill)
@@ -470,52 +459,54 @@ runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 """
 
 
-def kill_at(event: str, part: str, project: Path, stage: str, times: int = 1) -> str:
-    """Run a stage that kills itself (-9) as it is about to `event` ("open", "os.rename") a path with `part` in it.
+def kill(project: Path, stage: str, temporary: str, times: int = 1) -> str:
+    """Run a stage that kills itself (-9) as it is about to rename a path with `temporary` in it; what it printed.
 
-    What it printed until then.
+    Until then its output is not there.
     """
-    command = [sys.executable, "-u", "-c", KILLED, stage, event, part, str(times)]
+    command = ["python", "-u", "-c", KILLED, stage, (OUTPUTS | CHANGING)[stage], temporary, str(times)]
     ended = run(*command, folder=project, check=False)
     assert ended.returncode == -signal.SIGKILL, ended.stderr[-3000:]
     return ended.stdout
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def kill_while_it_writes(project: Path, stage: str) -> None:
+    output = project / (OUTPUTS | CHANGING)[stage]
+    kill(project, stage, f".{output.name}.tmp-")
+    assert list(output.parent.glob(f".{output.name}.tmp-*"))
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("stage", OUTPUTS)
 def test_a_killed_stage_leaves_nothing_half_done(project: Path, made: dict[str, dict[str, str]], stage: str) -> None:
     """kill -9 while the output is being written; then the same command ends with the same bytes."""
-    output = project / (OUTPUTS | CHANGING)[stage]
+    output = project / OUTPUTS[stage]
     shutil.rmtree(output) if output.is_dir() else output.unlink()
-    temporary = f".{output.name}.tmp-"
     if stage == "train":
-        kill_at("os.rename", "checkpoints/", project, stage, times=2)  # the first checkpoint stands
-    else:
-        kill_at("open", temporary, project, stage)
+        kill(project, stage, "checkpoints/", times=2)  # the first checkpoint stands
         assert not output.exists()
-        kill_at("os.rename", temporary, project, stage)
-        assert list(output.parent.glob(f"{temporary}*"))
-    assert not output.exists()
-    again = run("dvc", "repro", "--force", "--single-item", stage, folder=project)
+    else:
+        kill_while_it_writes(project, stage)
+    again = run("python", "-m", f"stages.{stage}", folder=project)
     if stage == "train":
         assert "training goes on from step" in again.stdout
-    if stage not in CHANGING:
-        assert contents(output) == made[stage]
-    assert output.exists()
+    assert contents(output) == made[stage]
     assert not list(output.parent.glob(".*.tmp-*"))
 
 
 @pytest.mark.parametrize("changed", ["stages/train.py", "dqlora/training/schedule.py"])
 def test_the_checkpoint_of_other_code_is_never_taken_up(project: Path, changed: str) -> None:
     checkpoints = project / "models/fleurs/checkpoints"
-    kill_at("os.rename", "checkpoints/", project, "train", times=2)
+    shutil.rmtree(project / OUTPUTS["train"])
+    kill(project, "train", "checkpoints/", times=2)
     [first] = checkpoints.glob("*.safetensors")
     with (project / changed).open("a") as source:
         source.write("# other code\n")
-    other = kill_at("os.rename", "checkpoints/", project, "train", times=2)
+    other = kill(project, "train", "checkpoints/", times=2)
     assert "training goes on from step" not in other
     assert len(list(checkpoints.glob("*.safetensors"))) == 2
     restore(project)
-    again = run(sys.executable, "-m", "stages.train", folder=project)
+    again = run("python", "-m", "stages.train", folder=project)
     assert f"training goes on from step 2 ({first.relative_to(project)})" in again.stdout
     shutil.rmtree(checkpoints)
     restore(project)
