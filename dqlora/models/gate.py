@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from dqlora.data.batching import length_mask, pad_features
 from dqlora.data.storage import read_json, rerun
 from dqlora.models.lora import add_trained_lora, load_adapted
-from dqlora.models.wav2vec2 import EncoderCTC, base_of, load_student, with_same_weights
+from dqlora.models.wav2vec2 import EVERY_FRAME, EncoderCTC, base_of, load_student, with_same_weights
 
 
 class GatedStudent(EncoderCTC):
@@ -36,10 +36,15 @@ class GatedStudent(EncoderCTC):
     def forward(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None) -> Tensor:
         return self.with_base(features, frames, time_mask)[1]
 
-    def with_base(self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The base's logits and the student's, [batch, longest, vocabulary] each."""
+    def of_clip(self, features: Tensor, sound: slice) -> Tensor:
+        return self.with_base(features[None], torch.tensor([len(features)], device=features.device), sound=sound)[1][0]
+
+    def with_base(
+        self, features: Tensor, frames: Tensor, time_mask: Tensor | None = None, sound: slice = EVERY_FRAME
+    ) -> tuple[Tensor, Tensor]:
+        """The base's logits and the student's, [batch, longest, vocabulary] each; `sound` as `mean_entropy`."""
         base = self.base(features, frames, time_mask)
-        uncertain = mean_entropy(base, frames) > self.threshold
+        uncertain = mean_entropy(base, frames, sound) > self.threshold
         logits = base.clone()
         if uncertain.any():
             logits[uncertain] = super().forward(
@@ -48,11 +53,15 @@ class GatedStudent(EncoderCTC):
         return base, logits
 
 
-def mean_entropy(logits: Tensor, frames: Tensor) -> Tensor:
-    """Entropy of the token distribution, nats per frame [batch], over the `frames` of [batch, longest, vocabulary]."""
+def mean_entropy(logits: Tensor, frames: Tensor, sound: slice = EVERY_FRAME) -> Tensor:
+    """Entropy of the token distribution, nats per frame [batch], over the `frames` of [batch, longest, vocabulary].
+
+    Only those in `sound` count: of silence that was put around a clip every student is certain.
+    """
     log_probs = F.log_softmax(logits.float(), dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(-1)  # [batch, longest]
-    return (entropy * length_mask(frames, logits.shape[1])).sum(-1) / frames.clamp(min=1)
+    counted = length_mask(frames, logits.shape[1])[:, sound]
+    return (entropy[:, sound] * counted).sum(-1) / counted.sum(-1).clamp(min=1)
 
 
 @torch.inference_mode()

@@ -25,6 +25,7 @@ from dqlora.errors import UserError, first_line
 Model = TypeVar("Model", bound=nn.Module)
 
 MASK_EMBEDDING = "masked_spec_embed"  # SpecAugment's; fine-tuned checkpoints may have dropped it
+EVERY_FRAME = slice(None)
 NOT_QUANTISED = ["lm_head", "projection"]  # the CTC head and the feature projection
 
 
@@ -239,16 +240,21 @@ class EncoderCTC(nn.Module):
             hidden = backbone.encoder(hidden, attention_mask=mask).last_hidden_state
         return base.lm_head(base.dropout(hidden))
 
+    def of_clip(self, features: Tensor, sound: slice) -> Tensor:
+        """Logits [frames, vocabulary] of one clip's CNN features [frames, conv_dim]; a gate judges it by `sound`."""
+        return self(features[None], torch.tensor([len(features)], device=features.device))[0]
+
 
 @torch.inference_mode()
-def clip_logits(student: EncoderCTC, samples: np.ndarray) -> np.ndarray:
-    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz; none if shorter than a frame."""
+def clip_logits(student: EncoderCTC, samples: np.ndarray, sound: slice = EVERY_FRAME) -> np.ndarray:
+    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz; none if shorter than a frame.
+
+    `sound` are the frames that are no silence put around the clip: by these a gate judges it.
+    """
     config = base_of(student.model).config
     if frames_of(config, len(samples)) == 0:
         return np.empty((0, config.vocab_size), np.float32)
-    features = cnn_features(student.model, samples)
-    logits = student(features[None], torch.tensor([len(features)], device=features.device))
-    return logits[0].float().cpu().numpy()
+    return student.of_clip(cnn_features(student.model, samples), sound).float().cpu().numpy()
 
 
 def transcribe(student: EncoderCTC, vocabulary: Vocabulary, samples: np.ndarray) -> str:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dqlora.models.gate import GatedStudent, mean_entropy
 from dqlora.models.wav2vec2 import (
+    EVERY_FRAME,
     EncoderCTC,
     backbone_of,
     base_of,
@@ -58,19 +59,24 @@ def uncertainty(logits: Tensor, blank: int) -> Tensor:
 
 
 def adapting(
-    student: EncoderCTC, samples: np.ndarray, blank: int, learning_rate: float = LEARNING_RATE
+    student: EncoderCTC,
+    samples: np.ndarray,
+    blank: int,
+    learning_rate: float = LEARNING_RATE,
+    sound: slice = EVERY_FRAME,
 ) -> Iterator[np.ndarray]:
     """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz: as it is, then after each step.
 
     The student stays as it is: the clip has layer norms of its own. Where a gated student's base is certain of a clip,
-    or the student knows hardly anything of it, nothing is adapted, and the logits stay.
+    or the student knows hardly anything of it, nothing is adapted, and the logits stay; both are judged by the frames
+    in `sound`, as `clip_logits` has it.
     """
     features = cnn_features(student.model, samples)[None].clone()  # [1, frames, conv_dim], as gradients need it
     frames = torch.tensor([features.shape[1]], device=features.device)
     if isinstance(student, GatedStudent):
         with torch.inference_mode():
             logits = student.base(features, frames)
-        if mean_entropy(logits, frames).item() <= student.threshold:
+        if mean_entropy(logits, frames, sound).item() <= student.threshold:
             yield from itertools.repeat(logits[0].float().cpu().numpy())
     model = with_same_weights(student.model, layer_norms(student.model))
     norms = [norm.requires_grad_(True) for norm in layer_norms(model)]
@@ -78,7 +84,7 @@ def adapting(
     optimiser = torch.optim.AdamW(norms, learning_rate, weight_decay=0.0)
     for step in itertools.count():
         logits = encoder(features, frames)[0].float()
-        if step == 0 and mean_entropy(logits[None], frames).item() > MOST_UNCERTAIN:
+        if step == 0 and mean_entropy(logits[None], frames, sound).item() > MOST_UNCERTAIN:
             yield from itertools.repeat(logits.detach().cpu().numpy())
         yield logits.detach().cpu().numpy()
         for norm, gradient in zip(norms, torch.autograd.grad(uncertainty(logits, blank), norms), strict=True):
@@ -86,8 +92,8 @@ def adapting(
         optimiser.step()
 
 
-def adapted_logits(student: EncoderCTC, samples: np.ndarray, blank: int) -> np.ndarray:
+def adapted_logits(student: EncoderCTC, samples: np.ndarray, blank: int, sound: slice = EVERY_FRAME) -> np.ndarray:
     """The last of `adapting`: float32 [frames, vocabulary]; none of a clip shorter than a frame."""
     if frames_of(base_of(student.model).config, len(samples)) == 0:
         return clip_logits(student, samples)
-    return next(itertools.islice(adapting(student, samples, blank), STEPS, None))
+    return next(itertools.islice(adapting(student, samples, blank, sound=sound), STEPS, None))

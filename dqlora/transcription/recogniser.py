@@ -27,7 +27,7 @@ from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
 from dqlora.models.run import RUN, base_of_run, find_model
-from dqlora.models.wav2vec2 import EncoderCTC, base_of, clip_logits, frames_of, load_student
+from dqlora.models.wav2vec2 import EVERY_FRAME, EncoderCTC, base_of, clip_logits, frames_of, load_student
 from dqlora.transcription.adaptation import adapted_logits
 from dqlora.transcription.confidence import frame_confidence
 from dqlora.transcription.segmentation import Piece, pieces
@@ -45,38 +45,40 @@ class Recogniser:
         self.student, self.vocabulary, self.decoder = student, vocabulary, decoder
         self.config, self.device = base_of(student.model).config, base_of(student.model).device
 
-    def path(self, samples: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def path(self, samples: np.ndarray, sound: slice = EVERY_FRAME) -> tuple[np.ndarray, np.ndarray]:
         """The decoder's token of each frame, int64 [frames], and the student's confidence, float32 [frames].
 
         Parameters
         ----------
         samples
             float32 [samples]; silence is blank.
+        sound
+            The frames that are no silence put around them.
         """
         frames = frames_of(self.config, len(samples))
         if frames == 0 or np.abs(samples).max() < SILENCE_PEAK:
             return np.full(frames, self.vocabulary.blank), np.ones(frames, np.float32)
-        logits = self.logits(samples)
+        logits = self.logits(samples, sound)
         return self.decoder(logits), frame_confidence(logits)
 
     def token_ids(self, samples: np.ndarray) -> np.ndarray:
         """The decoder's token of each frame, int64 [frames], of float32 [samples]; silence is blank."""
         return self.path(samples)[0]
 
-    def logits(self, samples: np.ndarray) -> np.ndarray:
+    def logits(self, samples: np.ndarray, sound: slice = EVERY_FRAME) -> np.ndarray:
         """float32 [frames, vocabulary]."""
-        return clip_logits(self.student, samples)
+        return clip_logits(self.student, samples, sound)
 
 
 class AdaptingRecogniser(Recogniser):
     """A student that adapts itself to each clip."""
 
-    def logits(self, samples: np.ndarray) -> np.ndarray:
-        return adapted_logits(self.student, samples, self.vocabulary.blank)
+    def logits(self, samples: np.ndarray, sound: slice = EVERY_FRAME) -> np.ndarray:
+        return adapted_logits(self.student, samples, self.vocabulary.blank, sound)
 
 
 class OnnxRecogniser(Recogniser):
-    """An ONNX export, on the CPU."""
+    """An ONNX export, on the CPU; the gate inside it judges by every frame."""
 
     def __init__(self, folder: Path, hotwords: Sequence[str]):
         self.onnx = OnnxStudent(folder)
@@ -84,7 +86,7 @@ class OnnxRecogniser(Recogniser):
         self.decoder = load_decoder(folder, self.vocabulary, hotwords)
         self.config, self.device = Wav2Vec2Config.from_pretrained(folder), CPU
 
-    def logits(self, samples: np.ndarray) -> np.ndarray:
+    def logits(self, samples: np.ndarray, sound: slice = EVERY_FRAME) -> np.ndarray:
         return self.onnx.logits(samples)
 
 
@@ -154,7 +156,7 @@ def transcribe_file(
             yield block
 
     def heard_in(piece: Piece) -> tuple[Piece, tuple[np.ndarray, np.ndarray]]:
-        return piece, recogniser.path(to_float32(to_int16(piece.samples)))  # 16 bits, as clips are stored
+        return piece, recogniser.path(to_float32(to_int16(piece.samples)), piece.sound)  # 16 bits, as clips are stored
 
     def frames() -> Iterator[Frame]:
         silence = Frame(recogniser.vocabulary.blank, 1.0)

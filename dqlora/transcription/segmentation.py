@@ -40,6 +40,7 @@ class Piece:
     first_frame: int  # of `samples`
     own: list[tuple[int, int | None]]  # spans that count: first frame, and the one after the last (None: to the end)
     ends_in_pause: bool
+    sound: slice  # frames of `samples` that are no silence put around them
 
 
 @cache
@@ -70,13 +71,13 @@ def pieces(
         window = held[:WINDOW]
         probabilities = detector(window)
         if ends and own == 0:
-            yield Piece(held, 0, _near_speech(probabilities, len(held)), ends_in_pause=True)
+            yield Piece(held, 0, _near_speech(probabilities, len(held)), ends_in_pause=True, sound=slice(None))
             return
         noisy = _is_noisy(window, probabilities)
         pauses = _pauses(probabilities, own - start, len(window))
         begin, end = pauses[0].tolist() if len(pauses) else (len(window), len(window))
         if begin == own - start and (end == len(window) or end - begin > PAUSE):  # silence, of no piece
-            after, in_pause = (end if end == len(window) else end - EDGE), True
+            after, in_pause = (end if end == len(held) else end - EDGE), True
         else:
             samples, after_pause = window.copy(), in_pause
             if after_pause:
@@ -85,10 +86,12 @@ def pieces(
             before, after, in_pause = _cut(pauses[pauses[:, 0] > own - start], len(window), ends, edge)
             if in_pause:
                 samples[before:] = 0
-            own_frames = own // FRAME_HOP, None if before == len(held) else (start + before) // FRAME_HOP
             first = own - start if noisy and after_pause else 0
             last = before if noisy and in_pause else before + CONTEXT
-            yield Piece(samples[first:last], (start + first) // FRAME_HOP, [own_frames], in_pause)
+            first_frame, own_frame = (start + first) // FRAME_HOP, own // FRAME_HOP
+            end_frame = None if before == len(held) else (start + before) // FRAME_HOP
+            sound = slice(own_frame - first_frame, end_frame and end_frame - first_frame)
+            yield Piece(samples[first:last], first_frame, [(own_frame, end_frame)], in_pause, sound)
         if after == len(held):
             return
         own = (start + after) // FRAME_HOP * FRAME_HOP
@@ -132,7 +135,7 @@ def _cut(pauses: np.ndarray, length: int, ends: bool, edge: int) -> tuple[int, i
     lengths, middles = pauses[:, 1] - pauses[:, 0], pauses.mean(axis=1).astype(int)
     if (lengths >= PAUSE).any():
         begin, end = pauses[np.argmax(lengths >= PAUSE)].tolist()
-        return begin + edge, end if end == length else end - EDGE, True
+        return begin + edge, end if ends and end == length else end - EDGE, True
     if ends:
         return length, length, True
     lengths = lengths * ((middles > WINDOW // 2) & (middles <= WINDOW - CONTEXT))

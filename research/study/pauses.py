@@ -54,7 +54,7 @@ def transcribe(recogniser: Recogniser, recording: np.ndarray) -> list[Found]:
     speech = np.concatenate([speech_probabilities(window) for window in windows])
     found = []
     for number, piece in enumerate(ProgressBar(pieces(stream_audio(file)[1]), "stretches")):
-        token_ids, confidences = recogniser.path(to_float32(to_int16(piece.samples)))
+        token_ids, confidences = recogniser.path(to_float32(to_int16(piece.samples)), piece.sound)
         for first, last in piece.own:
             own = slice(first - piece.first_frame, None if last is None else last - piece.first_frame)
             frames = map(Frame, token_ids[own].tolist(), confidences[own].tolist())

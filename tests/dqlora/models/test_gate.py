@@ -1,6 +1,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from dqlora.data.storage import write_json
 from dqlora.errors import UserError
 from dqlora.models.gate import GatedStudent, entropies, entropy_threshold, load_distilled, mean_entropy
 from dqlora.models.lora import add_lora
-from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
+from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, cnn_features, load_student
 from dqlora.training.cuda_graphs import prepare_for_gpu
 from tests.conftest import tone
 
@@ -25,6 +26,26 @@ def test_entropy_is_that_of_the_tokens_over_the_clips_own_frames() -> None:
     logits[1, 2:] = torch.randn(2, 32)  # beyond its frames
     found = mean_entropy(logits, torch.tensor([4, 2, 0]))
     torch.testing.assert_close(found, torch.tensor([math.log(32) / 2, math.log(32), 0.0]))
+
+
+def test_silence_put_around_a_clip_does_not_make_it_certain(student_folder: Path) -> None:
+    """The gate opens between the entropy of all frames and that of the clip's own."""
+    model = add_lora(load_student(student_folder, "none", CPU), LORA, seed=0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.normal_(std=0.2)
+    base = load_student(student_folder, "none", CPU)
+    samples, sound = np.pad(tone(2.0), 16000), slice(50, -50)
+    logits = torch.from_numpy(clip_logits(EncoderCTC(base), samples))[None]
+    frames = torch.tensor([logits.shape[1]])
+    every, own = (mean_entropy(logits, frames, counted).item() for counted in (slice(None), sound))
+    torch.testing.assert_close(own, mean_entropy(logits[:, sound], frames - 100).item())
+    gated = GatedStudent(model, base, (every + own) / 2)
+    by_every, by_own = clip_logits(gated, samples), clip_logits(gated, samples, sound)
+    opened, closed = (by_own, by_every) if own > every else (by_every, by_own)
+    np.testing.assert_allclose(closed, logits[0].numpy(), atol=1e-5)
+    assert np.abs(opened - closed).max() > 0.1
 
 
 @pytest.mark.parametrize("quantize", ["none", "nf4"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dqlora.data.audio import FRAME_HOP
-from dqlora.transcription.segmentation import CONTEXT, DETECTOR_HOP, EDGE, WINDOW, pieces
+from dqlora.transcription.segmentation import CONTEXT, DETECTOR_HOP, EDGE, PAUSE, WINDOW, pieces
 from tests.conftest import RATE
 
 
@@ -89,6 +89,15 @@ def test_a_longer_recording_is_cut_at_its_pauses_and_loses_silence() -> None:
         assert len(piece.samples) <= length * RATE + 2 * (CONTEXT + EDGE + DETECTOR_HOP)
 
 
+@pytest.mark.parametrize("silence", [28.9, 29.9, 30.0, 30.1, 31.0])
+def test_a_pause_that_a_window_ends_in_leaves_the_next_speech_its_edge(silence: float) -> None:
+    """Whether nothing or speech comes before it."""
+    for seconds in ((0, silence, 3, 1, 3), (3, silence - 3, 3, 1, 3)):
+        before, hop = sum(seconds[:2]), DETECTOR_HOP + FRAME_HOP
+        owns = [piece.own[0][0] * FRAME_HOP for piece in pieces([recording(*seconds)], loud)]
+        assert before * RATE - PAUSE - hop <= owns[-2] <= before * RATE - EDGE + hop
+
+
 def test_without_a_long_pause_the_longest_is_cut_and_without_any_both_sides_are_heard() -> None:
     first, *_ = pieces([recording(*RECORDINGS["short pauses"])], loud)
     assert first.ends_in_pause and (first.own[0][1] or 0) * FRAME_HOP / RATE == pytest.approx(18.15, abs=0.1)
@@ -104,5 +113,6 @@ def test_quiet_speech_gets_silence_around_it_and_noisy_speech_none() -> None:
         ((first, last),) = piece.own
         assert last is not None
         assert (first - piece.first_frame) * FRAME_HOP == context
+        assert piece.sound == slice(first - piece.first_frame, last - piece.first_frame)
         after = piece.samples[(last - piece.first_frame) * FRAME_HOP :]
         assert len(after) == pytest.approx(context, abs=FRAME_HOP) and not after[FRAME_HOP:].any()
