@@ -235,8 +235,12 @@ def test_synthetic_speech_is_trained_on_and_nothing_else(
         np.save(tmp_path / f"shards/{name}.npy", np.arange(800 * len(texts), dtype=np.int16))
         entries = [{"text": text, "voice": "v", "samples": 800} for text in texts]
         (tmp_path / f"shards/{name}.json").write_text(json.dumps(entries))
-    sources.main(tmp_path / "real", tmp_path / "noise", tmp_path / "shards")
+    write_audiofolder(tmp_path / "other/train", ["never read"])
+    write_audiofolder(tmp_path / "other/test", ["heard elsewhere"])
+    sources.main(tmp_path / "real", tmp_path / "noise", tmp_path / "shards", tmp_path / "other")
     speech = tmp_path / "presets/study/speech"
+    tables = [(speech / split / "metadata.csv").read_text() for split in ("train", "validation", "test")]
+    assert "never read" not in "".join(tables) and ["heard elsewhere" in table for table in tables] == [False, False, True]
     rows = [line.split(",") for line in (speech / "train/metadata.csv").read_text().splitlines()[1:]]
     assert [row[1] for row in rows if row[0].startswith("synthetic")] == ["first", "second", "third"]
     assert len(rows) == 220 + 1 + 3
