@@ -16,7 +16,18 @@ import yaml
 from dqlora.data.storage import atomic_write, read_json, rerun
 from dqlora.errors import UserError, run_stage
 from dqlora.report.templates import MINUS, number
-from research.study.table import ALL, CLEAN, NOISY, Groups, Run, read_runs, reduction_with_interval, summed_edits, wer
+from research.study.table import (
+    ALL,
+    CLEAN,
+    NOISY,
+    Groups,
+    Run,
+    of_same_seeds,
+    read_runs,
+    reduction_with_interval,
+    summed_edits,
+    wer,
+)
 from research.study.variants import ALPHAS, BASE, CTC, at_alpha, gated
 from research.svg import BLUE, GREEN, INK, MONO, ORANGE, PURPLE, Drawing, Panel, Scale
 
@@ -124,12 +135,9 @@ def mean_wer(runs: list[Run], conditions: tuple[str, ...] = NOISY) -> float:
 
 def reduction(over: list[Run], runs: list[Run], conditions: tuple[str, ...] = NOISY) -> tuple[float, float, float]:
     """Relative WER reduction in % and the ends of its interval, over the seeds that both have; the base has one run."""
-    if over[0]["variant"] == BASE:
-        over = over * len(runs)
-    else:
-        seeds = {run["seed"] for run in over} & {run["seed"] for run in runs}
-        over, runs = ([run for run in each if run["seed"] in seeds] for each in (over, runs))
-    relative, low, high = reduction_with_interval(*(summed_edits(each, ALL, conditions) for each in (over, runs)))
+    relative, low, high = reduction_with_interval(
+        *(summed_edits(each, ALL, conditions) for each in of_same_seeds(over, runs))
+    )
     return 100 * relative, 100 * low, 100 * high
 
 

@@ -115,6 +115,7 @@ def main(
     rows = read_jsonl(results, "name another file (--results)")
     done = {(row["variant"], row["steps"], row["seed"]) for row in rows}
     jobs = _jobs(names, steps or [], finalist_steps or [], seed, variants)
+    jobs = [job for job in jobs if "mean_of" not in job.loss or job.seed == seed[0]]  # of all the seeds
     jobs = [job for job in jobs if (job.variant, job.steps, job.seed) not in done]
     if not jobs:
         print(f"{results}: every run is there already")

@@ -66,9 +66,11 @@ def reduction_with_interval(base: np.ndarray, better: np.ndarray) -> tuple[float
 
 
 def of_same_seeds(over: list[Run], runs: list[Run]) -> tuple[list[Run], list[Run]]:
-    """Both sides' runs of the seeds that both have; the base, which has none, as often as there are runs."""
-    if over[0]["variant"] == BASE:
+    """Both sides' runs of the seeds that both have; the base and a mean of adapters, of no seed, as often as needed."""
+    if over[0]["variant"] == BASE or "adapters" in over[0]:
         return over * len(runs), runs
+    if "adapters" in runs[0]:
+        return over, runs * len(over)
     seeds = {run["seed"] for run in over} & {run["seed"] for run in runs}
     return [run for run in over if run["seed"] in seeds], [run for run in runs if run["seed"] in seeds]
 

@@ -223,7 +223,10 @@ LOSSES: dict[str, Variant] = {
     "features of layers 4, 8 and 12": {**DEFAULT, "loss": {"layers": (4, 8, 12)}},
     "features and correlation 1": {**DEFAULT, "loss": {"correlation": 1.0}},
     "features, variance and covariance 1": {**DEFAULT, "loss": {"variance": 1.0}},
-    "mean of the seeds' adapters: features": {**DEFAULT, "loss": {"mean_of": "features"}},
+}
+LOSSES |= {
+    f"mean of the seeds' adapters: {name}": {**DEFAULT, "loss": {"mean_of": name}}
+    for name in ("features", "features, variance and covariance 1", "features of layers 4, 8 and 12")
 }
 # trained at a second budget too
 FINALISTS = (
