@@ -275,7 +275,7 @@ def test_the_tables_figures() -> None:
     assert reduction([base], ctc, "one", noisy).startswith("35.3 [")  # 11 edits for 17
     assert reduction(ctc, better, "one", noisy).startswith("36.4 [")  # 7 for 11, over seed 1 alone
     mean = [noted("mean of adapters", 0, 3) | {"adapters": 2}]
-    assert reduction(ctc, mean, "one", noisy) == reduction(ctc, mean * 2, "one", noisy)  # over both seeds
+    assert reduction(ctc, mean, "one", noisy).startswith("36.4 [")  # 14 for 22, over both
 
 
 def test_short_utterances_may_be_left_out_of_the_table(tmp_path: Path) -> None:
