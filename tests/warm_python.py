@@ -67,6 +67,7 @@ def import_libraries() -> None:
 def execute(arguments: list[str]) -> None:
     kind, what, *rest = [each for each in arguments if each != "-u"]
     sys.argv, sys.orig_argv = [kind, *rest], [sys.executable, *arguments]
+    sys.modules.pop("sitecustomize", None)  # the server's own, which some systems have
     with suppress(ModuleNotFoundError):  # as Python does when it starts
         import_module("sitecustomize")
     if kind == "-m":

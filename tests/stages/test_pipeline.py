@@ -125,7 +125,9 @@ def experiment(project: Path, *options: str) -> list[str]:
 
 
 def restore(project: Path) -> None:
-    run("git", "checkout", "-q", ".", folder=project)
+    for settings in (project / "params.yaml", *(project / "presets").glob("*.yaml")):
+        settings.touch()  # else git may take one of the same length for unchanged
+    run("git", "checkout", "-q", "HEAD", "--", ".", folder=project)
     run("dvc", "checkout", "-q", "--force", folder=project)
 
 

