@@ -275,12 +275,13 @@ def targets() -> Drawing:
             ("60 h, 6000 steps", sixty[6000], CTC_RANK_64),
         )
     ]
-    end = 70 + 17 * len(rows)
-    bottom = end + 90 + 17 * len(default)
-    drawing = Drawing(WIDTH, bottom + 30, "Word errors in noise against CTC only, by distillation target.")
-    forest(drawing, 70, end, "each target at each λ tried: rank 16, 9 h of speech, 350 steps", rows)
-    forest(drawing, end + 90, bottom, "the default, base_features at rank 64, against CTC only at rank 64", default)
-    return drawing
+    return forests(
+        "Word errors in noise against CTC only, by distillation target.",
+        {
+            "each target at each λ tried: rank 16, 9 h of speech, 350 steps": rows,
+            "the default, base_features at rank 64, against CTC only at rank 64": default,
+        },
+    )
 
 
 OTHER_TERMS = (  # name, setting, colour, variant: how the results call it
@@ -308,11 +309,18 @@ def terms() -> Drawing:
         ]
         for steps in (2000, 6000)
     )
-    end = 70 + 20 * len(above)
-    bottom = end + 90 + 20 * len(below)
-    drawing = Drawing(WIDTH, bottom + 30, "Word errors in noise against CTC only, by what is learnt beside it.")
-    forest(drawing, 70, end, "rank 64, 78 h of speech, 2000 steps, three seeds", above)
-    forest(drawing, end + 90, bottom, "6000 steps", below)
+    return forests(
+        "Word errors in noise against CTC only, by what is learnt beside it.",
+        {"rank 64, 78 h of speech, 2000 steps, three seeds": above, "6000 steps": below},
+    )
+
+
+def forests(title: str, tables: dict[str, list[Row]]) -> Drawing:
+    """A `forest` under each heading, one below the other."""
+    bottoms = np.cumsum([17 * len(rows) + 90 for rows in tables.values()]) - 20
+    drawing = Drawing(WIDTH, int(bottoms[-1]) + 30, title)
+    for bottom, (heading, rows) in zip(bottoms.tolist(), tables.items(), strict=True):
+        forest(drawing, bottom - 17 * len(rows), bottom, heading, rows)
     return drawing
 
 

@@ -47,18 +47,19 @@ class Job:
     learning_rate: float
     batch_seconds: float | None = None  # the preset's
     loss: Mapping[str, Any] = field(default_factory=dict)  # terms of losses.JointLoss
+    labels: str = "human"  # whose: human | tenth | filtered | unfiltered, as unlabelled.LabelRunner has them
 
 
 def job_of(params: Params, variant: str, steps: int, seed: int, of: Mapping[str, Variant] = VARIANTS) -> Job:
     """params.yaml with what every variant changes, then this one's, then the seed."""
     changes = COMMON | of.get(variant, {}) | {"seed": seed}
     learning_rate, batch_seconds = changes.pop("budget.learning_rate"), changes.pop("budget.batch_seconds", None)
-    loss = changes.pop("loss", {})
+    loss, labels = changes.pop("loss", {}), changes.pop("labels", "human")
     values = params.model_dump()
     for name, value in changes.items():
         *blocks, last = name.split(".")
         functools.reduce(dict.__getitem__, blocks, values)[last] = value
-    return Job(variant, steps, seed, Params.model_validate(values), learning_rate, batch_seconds, loss)
+    return Job(variant, steps, seed, Params.model_validate(values), learning_rate, batch_seconds, loss, labels)
 
 
 def shared(paths: Paths) -> Path:

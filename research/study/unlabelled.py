@@ -16,17 +16,16 @@ from dqlora.seeding import generator_for
 from dqlora.training.objective import DistillationLoss
 from dqlora.training.targets import Target
 from research.study.runner import Job, Runner
-from research.study.variants import DEFAULT, Variant
+from research.study.variants import DEFAULT, DEFAULT_CTC, Variant
 
-CTC: Variant = {**DEFAULT, "lambda_distill": 0.0}
 FEATURES_ONLY = "features only, no labels"
 LABELS: dict[str, Variant] = {
-    FEATURES_ONLY: DEFAULT,
-    "Whisper's labels, unfiltered": CTC,
-    "Whisper's labels": CTC,
-    "Whisper's labels and features": DEFAULT,
-    "a tenth people's labels, the rest Whisper's": CTC,
-    "people's labels": CTC,
+    FEATURES_ONLY: {**DEFAULT, "labels": "filtered"},
+    "Whisper's labels, unfiltered": {**DEFAULT_CTC, "labels": "unfiltered"},
+    "Whisper's labels": {**DEFAULT_CTC, "labels": "filtered"},
+    "Whisper's labels and features": {**DEFAULT, "labels": "filtered"},
+    "a tenth people's labels, the rest Whisper's": {**DEFAULT_CTC, "labels": "tenth"},
+    "people's labels": DEFAULT_CTC,
     "people's labels and features": DEFAULT,
 }
 TENTH = 0.1
@@ -52,16 +51,15 @@ class LabelRunner(Runner):
 
     def clips(self, job: Job, split: str) -> RaggedArray:
         clips = labelled(self.paths, split)
-        items = (self._label(item, self._whisper[split], job.variant) for item in clips.items)
+        items = (self._label(item, self._whisper[split], job.labels) for item in clips.items)
         return clips.with_items([item for item in items if item])
 
-    def _label(self, item: dict[str, Any], labels: dict[str, dict[str, Any]], variant: str) -> dict[str, Any] | None:
+    def _label(self, item: dict[str, Any], labels: dict[str, dict[str, Any]], by: str) -> dict[str, Any] | None:
         """The clip as this variant has it; None if it goes without a label."""
-        few = variant.startswith("a tenth") and generator_for(0, "tenth", item["id"]).random() < TENTH
-        if variant.startswith("people's") or few:
+        if by == "human" or (by == "tenth" and generator_for(0, "tenth", item["id"]).random() < TENTH):
             return item
         label = labels[item["id"]]
-        if not (label["text"] if "unfiltered" in variant else label["kept"]):
+        if not (label["text"] if by == "unfiltered" else label["kept"]):
             return None
         return item | {"text": label["text"], "transcript": label["transcript"]}
 

@@ -24,7 +24,7 @@ from dqlora.models.wav2vec2 import load_student
 from dqlora.training.objective import DistillationLoss
 from research.study import sources, unlabelled
 from research.study.run import COMPARISONS
-from research.study.runner import Job, job_of, make_once
+from research.study.runner import job_of, make_once
 from research.study.table import (
     DRAWS,
     SEED,
@@ -144,7 +144,10 @@ def test_labels_are_those_of_the_variant(study_project: Path) -> None:
 
     runner = unlabelled.LabelRunner("tiny", folder)
     texts = {
-        variant: [item["text"] for item in runner.clips(Job(variant, 1, 0, load_params(), 1e-3), "train").items]
+        variant: [
+            item["text"]
+            for item in runner.clips(job_of(load_params(), variant, 1, 0, unlabelled.LABELS), "train").items
+        ]
         for variant in unlabelled.LABELS
     }
     people = [item["text"] for item in RaggedArray(study_project / "data/tiny/clean/train").items]
