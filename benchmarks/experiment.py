@@ -5,20 +5,25 @@ python -m benchmarks.experiment [--size mini|fleurs] [--against COMMIT] [--steps
 `mini` is the mini preset as it stands; `fleurs` has the fleurs preset's amounts without a network: clips of 5 to 15 s
 joined of the mini preset's, synthetic noise, a student of wav2vec2-base's architecture and a teacher of whisper-base's,
 both with random weights. Takes the mini preset's models (dvc repro fetch_models). Each stage is the process that DVC
-would start; the two trees take turns, stage by stage, so that both see the same machine.
+would start. The two trees take turns, stage by stage, so that both see the same machine; where there are several GPUs,
+they run side by side, each on one of them and on half of the cores.
 """
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import typer
 import yaml
 
@@ -82,7 +87,6 @@ def write_speech(folder: Path, clips: dict[str, int]) -> None:
 
 def write_teacher(folder: Path) -> None:
     """Whisper of whisper-base's size, its weights random, everything else the mini preset's teacher's."""
-    import torch
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     shutil.copytree(TEACHER, folder)
@@ -120,12 +124,16 @@ def prepare(tree: Path, size: str, made: Path, steps: int | None) -> list[str]:
     return list(yaml.safe_load((tree / "dvc.yaml").read_text())["stages"])
 
 
-def run_one(tree: Path, stage: str, log: Path) -> float:
-    """Seconds of a stage's process."""
+def run_one(tree: Path, stage: str, log: Path, half: int | None) -> float:
+    """Seconds of a stage's process, on the GPU and the half of the cores of this number if one is given."""
+    command, environment = [sys.executable, "-m", f"stages.{stage}"], dict(os.environ)
+    if half is not None:
+        cores = sorted(os.sched_getaffinity(0))[half::2]
+        command = ["taskset", "--cpu-list", ",".join(map(str, cores)), *command]
+        environment["CUDA_VISIBLE_DEVICES"] = str(half)
     started = time.perf_counter()
     with log.open("a") as output:
-        command = [sys.executable, "-m", f"stages.{stage}"]
-        ended = subprocess.run(command, cwd=tree, stdout=output, stderr=subprocess.STDOUT, check=False)
+        ended = subprocess.run(command, cwd=tree, stdout=output, stderr=subprocess.STDOUT, env=environment, check=False)
     if ended.returncode:
         raise UserError(f"{tree.name}: {stage} failed:\n{log.read_text()[-2000:]}")
     return time.perf_counter() - started
@@ -152,13 +160,31 @@ def main(
             write_tree(made.parent / name, commit)
             stages[name] = prepare(made.parent / name, size, made, steps)
         seconds: dict[str, dict[str, float]] = {stage: {} for stage in (*stages["now"], *stages["before"])}
-        for number, stage in enumerate(ProgressBar(seconds, "stages", unit=" stages")):
-            names = [name for name in trees if stage in stages[name]]
-            for name in names if number % 2 else names[::-1]:
-                seconds[stage][name] = run_one(made.parent / name, stage, made / f"{name}.log")
+        bar, lock = ProgressBar(total=sum(map(len, stages.values())), desc="stages", unit=" stages"), Lock()
+
+        def run(name: str, stage: str, half: int | None = None) -> None:
+            if stage not in stages[name]:
+                return
+            took = run_one(made.parent / name, stage, made / f"{name}.log", half)
+            with lock:
+                seconds[stage][name] = took
+                bar.update()
+                if output:
+                    write_json(output, {"size": size, "against": against, "seconds": seconds})
+
+        def run_all(name: str, half: int) -> None:
+            for stage in stages[name]:
+                run(name, stage, half)
+
+        if torch.cuda.device_count() > 1:
+            with ThreadPoolExecutor(len(trees)) as pool:
+                list(pool.map(run_all, trees, range(len(trees))))
+        else:
+            for number, stage in enumerate(seconds):
+                for name in trees if number % 2 else reversed(trees):
+                    run(name, stage)
+        bar.close()
     print_table(seconds)
-    if output:
-        write_json(output, {"size": size, "against": against, "seconds": seconds})
 
 
 def print_table(seconds: dict[str, dict[str, float]]) -> None:

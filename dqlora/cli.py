@@ -7,10 +7,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
@@ -75,7 +75,8 @@ def transcribe(
         from dqlora.transcription.recogniser import load_recogniser
 
         quieten_libraries()
-        recogniser = load_recogniser(found, default_device(), names, adapt)
+        with _loading(found):
+            recogniser = load_recogniser(found, default_device(), names, adapt)
     except UserError as error:
         _fail(str(error))
 
@@ -113,8 +114,9 @@ def demo(
 
         quieten_libraries()
         listener = listen(port)
-        page = load(found, default_device(), names)
-        page.warm_up()
+        with _loading(found):
+            page = load(found, default_device(), names)
+            page.warm_up()
         serve(page, listener)
     except UserError as error:
         _fail(str(error))
@@ -195,6 +197,13 @@ def compare(
         Console().print(comparison(experiments(commits)))
     except UserError as error:
         _fail(str(error))
+
+
+def _loading(model: str) -> AbstractContextManager[Any]:
+    """Says so on a terminal for as long as it takes."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(f"loading {model}")
 
 
 def _hot_words(words: list[str] | None, file: Path | None) -> list[str]:

@@ -94,8 +94,9 @@ def main() -> None:
             metrics |= evaluate_arpa(made, validation) if made.suffix == ".arpa" else {}
     write_json(paths.metrics / "lm.json", metrics)
     if "perplexity" in metrics:
+        counts = ", ".join(f"{count} {order}-grams" for order, count in metrics["ngrams"].items())
         print(
-            f"language model: {metrics['ngrams']} n-grams, perplexity {metrics['perplexity']:.0f} on validation "
+            f"language model: {counts}; perplexity {metrics['perplexity']:.0f} on validation "
             f"transcripts, {metrics['unknown_ratio']:.1%} of their words unknown"
         )
     else:

@@ -97,7 +97,10 @@ def main() -> None:
         clips = Clips(paths, language, params.student.quantize)
         greedily = clips.errors(lambda logits: clips.vocabulary.decode(greedy(logits).tolist()))
         ratio, weights = tune(clips, greedily, language_model, params.decode.beam_width)
-        print(f"{weights}: {1 - ratio:.1%} fewer errors than greedily, the mean of clean and each SNR")
+        print(
+            f"beam search with alpha {weights.alpha:g}, beta {weights.beta:g}, unknown {weights.unknown:g}: "
+            f"{1 - ratio:.1%} fewer errors than greedily, the mean of clean and each SNR"
+        )
         if ratio < 1:
             settings |= {
                 "method": "beam",

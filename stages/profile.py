@@ -20,7 +20,7 @@ from dqlora.evaluation.profiling import peak_rss_mb, real_time_factor
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.decoding import Decoder, greedy, load_decoder
 
-SECONDS = 90  # of the test set, spread evenly over its conditions: a sample is enough
+SECONDS = 45  # of the test set, spread evenly over its conditions: a sample is enough
 MODELS = ("base", "distilled", "merged", "onnx", "teacher")
 
 Costs = dict[str, dict[str, float]]  # of a form: rtf, peak_rss_mb

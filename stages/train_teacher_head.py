@@ -95,7 +95,8 @@ def main() -> None:
     errors = count_errors([example.text for example in validation], hypotheses, preset.speech.language)
     for example, hypothesis in list(zip(validation, hypotheses, strict=True))[:3]:
         print(f"  {example.text.lower()}\n  {hypothesis}")
-    print(f"teacher head: validation WER {errors.wer:.1%}, CER {errors.cer:.1%}")
+    untrained = "" if steps or paths.pretrained_head.exists() else " (untrained: the preset's teacher_head.steps is 0)"
+    print(f"teacher head: validation WER {errors.wer:.1%}, CER {errors.cer:.1%}{untrained}")
     with atomic_directory(paths.teacher_head) as folder:
         save_head(head, errors.wer, folder)
         rejected.write(folder)

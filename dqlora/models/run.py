@@ -58,6 +58,11 @@ def find_model(source: str | None) -> str:
     folder = newest_run() if source is None else Path(source)
     if (folder / RUN).exists():
         base_of_run(folder)
+        gate = folder.with_name("gate.json")
+        if (folder / "adapter_config.json").exists() and not gate.exists():
+            raise UserError(
+                f"{gate}: no such file; run `dvc repro fit_gate`, or copy it along with the adapter's folder"
+            )
     elif folder.is_dir() and not (folder / "config.json").exists():
         inside = [str(folder / name) for name in ("merged", "onnx", "adapter") if (folder / name).is_dir()]
         way_out = f"give {' or '.join(inside)}" if inside else "a run's is models/<preset>/adapter of its project"

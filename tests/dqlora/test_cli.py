@@ -222,6 +222,7 @@ finally:
         (["transcribe", "note.txt", "--model", "nowhere"], 1, "error: --model nowhere: no such folder;", False),
         (["transcribe", "talk.wav", "--model", "."], 1, "error: --model .: no model in this folder;", False),
         (["transcribe", "talk.wav"], 1, "error: no trained run here", False),
+        (["transcribe", "talk.wav", "--model", "run/adapter"], 1, "error: run/gate.json: no such file;", True),
         (["transcribe", "note.txt", "--model", MODEL], 1, "convert it: ffmpeg -i FILE out.wav\n", True),
         (["transcribe", "note.txt", "none.wav", "--model", MODEL], 1, "error: none.wav: empty file\n", True),
         (["demo", "--model", "nowhere"], 1, "error: params.yaml: no such file; run from the project's root", False),
@@ -239,6 +240,10 @@ def test_help_and_mistakes_take_no_time(
     (tmp_path / "note.txt").write_text("no sound " * 99)
     (tmp_path / "none.wav").touch()
     (tmp_path / "folder.wav").mkdir()
+    (tmp_path / "run/student").mkdir(parents=True)
+    (tmp_path / "run/adapter").mkdir()
+    (tmp_path / "run/adapter/adapter_config.json").touch()
+    (tmp_path / "run/adapter/run.json").write_text('{"student": "run/student", "quantize": "nf4"}')
     ended = subprocess.run(
         [sys.executable, "-c", PROBE, *arguments],
         capture_output=True,

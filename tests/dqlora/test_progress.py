@@ -1,10 +1,11 @@
-"""Long loops show a bar on a terminal, and leave one line in a log."""
+"""Long loops show a bar on a terminal, and leave lines in a log: every half minute, and at the end."""
 
 import io
 from typing import Any
 
 import pytest
 
+from dqlora import progress
 from dqlora.progress import ProgressBar
 from tests.conftest import ROOT
 
@@ -34,12 +35,36 @@ def test_a_log_has_one_line_without_a_bar(count: int, options: dict[str, Any], l
         with ProgressBar(file=log, mininterval=0, **options) as bar:
             for _ in range(count):
                 bar.update()
-                bar.set_postfix(loss="1.0")
     else:
         with pytest.raises(KeyError), ProgressBar(file=log, **options) as bar:
             bar.update(count)
             raise KeyError
     assert log.getvalue() == line
+
+
+def test_a_log_says_every_half_minute_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    log, now = io.StringIO(), [1000.0]
+    with ProgressBar(total=480, desc="train", unit=" steps", file=log) as bar:
+        monkeypatch.setattr(bar, "_time", lambda: now[0])
+        bar.start_t = bar.last_print_t = now[0]
+        for step in range(120):
+            now[0] += 0.5
+            bar.update()
+            if step == 59:
+                bar.set_postfix(loss="1.0")
+    assert log.getvalue().splitlines() == [
+        "train: 60 of 480 steps, 30 s",
+        "train: 120 of 480 steps, 60 s, loss=1.0",
+        "train: 120 steps, 60 s, loss=1.0",
+    ]
+
+
+def test_a_log_counts_bytes_as_a_bar_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
+    log = io.StringIO()
+    with ProgressBar(desc="download", unit="B", unit_scale=True, leave=False, file=log, total=3_000_000) as bar:
+        bar.update(1_500_000)
+    assert log.getvalue().splitlines()[-1] == "download: 1.50M of 3.00M B, 0 s"
 
 
 def test_a_terminal_has_a_bar() -> None:
