@@ -11,9 +11,10 @@ from dqlora.config import Paths, load_params, load_preset
 from dqlora.data.audio import to_float32
 from dqlora.data.storage import atomic_directory, read_jsonl, rerun, write_json
 from dqlora.data.text import Vocabulary
-from dqlora.device import map_on_cores
+from dqlora.device import CPU, default_device, map_on_cores
 from dqlora.errors import run_stage
 from dqlora.evaluation.metrics import metrics_of, score
+from dqlora.evaluation.sample import sample_utterances
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.export import OnnxStudent, size_mb, write_exports
 from dqlora.models.gate import entropy_threshold
@@ -21,6 +22,7 @@ from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
 from dqlora.progress import ProgressBar
 
 ALLOWED = 0.005  # of WER that an export may differ from the student it was made of
+UTTERANCES = 50  # of the test set: on a CPU, all of a large one take longer than the training on a GPU
 
 
 def main() -> None:
@@ -29,21 +31,21 @@ def main() -> None:
     paths = Paths(params.preset)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rows = read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate"))
-    _, clips = test_clips(paths)
+    rows, clips = sample_utterances(rows, test_clips(paths)[1], UTTERANCES)
 
     with atomic_directory(paths.exported) as folder:
         write_exports(paths.student, paths.adapter, params.student.quantize, folder)
     always_adapted = {"merged"} if entropy_threshold(paths.adapter) is not None else set()
-    merged = EncoderCTC(load_student(paths.exported / "merged", "none", torch.device("cpu")))
+    merged = EncoderCTC(load_student(paths.exported / "merged", "none", default_device()))
     onnx = OnnxStudent(paths.exported / "onnx")
-    students: dict[str, Callable[[np.ndarray], str]] = {
-        "merged": partial(transcribe, merged, vocabulary),
-        "onnx": lambda samples: vocabulary.decode(onnx.token_ids(samples).tolist()),
+    students: dict[str, tuple[torch.device, Callable[[np.ndarray], str]]] = {
+        "merged": (default_device(), partial(transcribe, merged, vocabulary)),
+        "onnx": (CPU, lambda samples: vocabulary.decode(onnx.token_ids(samples).tolist())),
     }
     adapter = metrics_of(score(rows, "distilled", language))
     metrics = {}
-    for name, run in students.items():
-        texts = map_on_cores(run, map(to_float32, clips))
+    for name, (device, run) in students.items():
+        texts = map_on_cores(run, map(to_float32, clips), device)
         for row, text in zip(
             rows, ProgressBar(texts, f"{name} transcribes", unit=" clips", total=len(clips)), strict=True
         ):

@@ -17,19 +17,22 @@ from dqlora.data.storage import write_json
 from dqlora.data.text import Vocabulary
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.profiling import peak_rss_mb, real_time_factor
+from dqlora.evaluation.sample import sample_utterances
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.decoding import Decoder, greedy, load_decoder
 
-SECONDS = 45  # of the test set, spread evenly over its conditions: a sample is enough
+SECONDS = 45  # of the test set: a sample is enough
 MODELS = ("base", "distilled", "merged", "onnx", "teacher")
 
 Costs = dict[str, dict[str, float]]  # of a form: rtf, peak_rss_mb
 
 
 def sample(paths: Paths) -> list[np.ndarray]:
-    """int16 [samples] each, about SECONDS together."""
-    _, clips = test_clips(paths)
-    return clips[:: max(1, round(sum(map(len, clips)) / (SECONDS * SAMPLE_RATE)))]
+    """int16 [samples] each, about SECONDS together, or one utterance in all its conditions."""
+    rows, clips = test_clips(paths)
+    whole = sum(map(len, clips)) / SAMPLE_RATE
+    utterances = len({row["id"] for row in rows})
+    return sample_utterances(rows, clips, max(1, round(utterances * SECONDS / whole)))[1]
 
 
 def student_logits(model: str, paths: Paths, quantize: str) -> Callable[[np.ndarray], np.ndarray]:

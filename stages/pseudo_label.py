@@ -14,11 +14,8 @@ from dqlora.config import OUT_OF_DOMAIN, Paths, PseudoLabel, load_params, load_p
 from dqlora.data.audio import SAMPLE_RATE, to_16khz, to_float32
 from dqlora.data.storage import RaggedArray, atomic_directory, fingerprint, loaded_sources, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.device import default_device
 from dqlora.errors import Rejected, UserError, run_stage
 from dqlora.evaluation.label_filter import Measures, why_rejected
-from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
-from dqlora.models.whisper import Teacher
 from dqlora.progress import ProgressBar
 
 SPLITS = ("test", "validation", "train")  # test first: a sentence that stands in two splits stays out of training
@@ -35,6 +32,10 @@ def without_transcript(clips: RaggedArray) -> list[str]:
 
 def make_listener(paths: Paths, language: str, second: str) -> Listen:
     """Measures the teacher's transcripts of clips, with a second transcript of each."""
+    from dqlora.device import default_device  # only here: most runs have nothing to label, and these take seconds
+    from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
+    from dqlora.models.whisper import Teacher
+
     device = default_device()
     teacher = Teacher(paths.teacher, device)
     student = EncoderCTC(load_student(paths.student, "none", device)) if second == "student" else None
@@ -132,6 +133,8 @@ def nothing_left(split: str, reasons: dict[str, int]) -> UserError:
 
 def measured(paths: Paths, split: str, names: list[str], listen: Listen, *settings: str) -> Iterator[Measures]:
     """Measures of the clips that have no transcript; what a killed run has heard of them is not heard again."""
+    from dqlora.device import default_device
+
     sources = (paths.clean / split, paths.teacher, paths.student, *settings, *loaded_sources())
     log = paths.teacher_labels / f"{split}-{fingerprint(*sources)}.jsonl"
     for other in set(paths.teacher_labels.glob(f"{split}-*.jsonl")) - {log}:
