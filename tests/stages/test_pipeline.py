@@ -366,7 +366,12 @@ def test_presets_lie_side_by_side_and_there_is_a_way_back(project: Path, made: d
         name for name in metrics if name.endswith((".json", ".tsv")) and name != "costs.json" and "test/" not in name
     ]
     assert {name: metrics[name] for name in tracked}.items() <= contents(project / "metrics/fleurs").items()
-    run("git", "checkout", "-q", ".", folder=project)
+    (project / "metrics/theirs").mkdir(exist_ok=True)
+    (project / "metrics/theirs/train.json").write_text("{}")
+    run("git", "add", "metrics/theirs", folder=project)  # as DVC does of new metrics; where it is killed, they stay so
+    run("touch", "params.yaml", folder=project)
+    run("git", "reset", "-q", "--hard", folder=project)
+    assert not (project / "metrics/theirs").exists()
     run("dvc", "checkout", "-q", "--allow-missing", folder=project)
     assert stages_run(run("dvc", "repro", folder=project).stdout) == []
     assert {stage: contents(project / output) for stage, output in OUTPUTS.items()} == made
