@@ -124,7 +124,7 @@ def prepare(tree: Path, size: str, made: Path, steps: int | None) -> list[str]:
     return list(yaml.safe_load((tree / "dvc.yaml").read_text())["stages"])
 
 
-def run_one(tree: Path, stage: str, log: Path, half: int | None) -> float:
+def run_one(tree: Path, stage: str, log: Path, half: int | None = None) -> float:
     """Seconds of a stage's process, on the GPU and the half of the cores of this number if one is given."""
     command, environment = [sys.executable, "-m", f"stages.{stage}"], dict(os.environ)
     if half is not None:

@@ -107,8 +107,9 @@ def test_the_experiment_of_a_tree_is_its_own(tmp_path: Path) -> None:
     preset = yaml.safe_load((tree / "presets/fleurs.yaml").read_text())
     assert preset["speech"]["path"] == str(tmp_path / "made/speech") and preset["budget"]["steps"] == 7
     assert yaml.safe_load((tree / "params.yaml").read_text())["preset"] == "fleurs"
-    with pytest.raises(UserError, match=r"(?s)fetch_speech failed:.*error: .*no such"):
-        run_one(tree, "fetch_speech", tmp_path / "log.txt")
+    for half in (None, 0):
+        with pytest.raises(UserError, match=r"(?s)fetch_speech failed:.*error: .*no such"):
+            run_one(tree, "fetch_speech", tmp_path / f"{half}.log", half)
     with pytest.raises(UserError, match="--against: nothing: no such commit"):
         write_tree(tmp_path / "before", "nothing")
 
