@@ -194,7 +194,8 @@ def compare(
     from dqlora.report.compare import comparison, experiments
 
     try:
-        Console().print(comparison(experiments(commits)))
+        console = Console()
+        console.print(comparison(experiments(commits), console.width))
     except UserError as error:
         _fail(str(error))
 

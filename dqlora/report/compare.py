@@ -1,7 +1,9 @@
 """Experiments side by side: the headline metrics of each, and the parameters in which they differ."""
 
+import subprocess
 from typing import Any
 
+import yaml
 from dvc.api import exp_show
 from dvc.exceptions import DvcException
 from rich import box
@@ -13,50 +15,85 @@ METRICS = (  # of summary.json
     *("base.clean", "clean", "lm.clean", "base.noisy", "noisy", "lm.noisy"),
     *("gain", "low", "high", "out_of_domain"),
 )
+EXPERIMENT = ("branch_base", "branch_commit")  # DVC's `typ` of those
 ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
+
+NARROW = 100  # columns of a terminal under which the settings stand below the name
 
 Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat names of metrics, parameters and deps
 
 
 def experiments(commits: int = 1) -> list[Row]:
-    """The workspace, the newest `commits` and the experiments that began from them.
+    """The workspace, the newest `commits` and the experiments that began from them and evaluated.
 
     Raises
     ------
     UserError
-        if this is no project under DVC and git.
+        if this is no project under DVC and git, or DVC is writing an experiment at the moment.
     """
     try:
-        return exp_show(num=commits)
+        rows = exp_show(num=commits)
     except DvcException as error:
+        if "exps" in str(error):
+            raise UserError("an experiment begins or ends at the moment; try again in a few seconds") from None
         raise UserError(f"no experiments here ({first_line(error)}); run this in the project's folder") from None
+    return [row for row in rows if row.get("typ") not in EXPERIMENT or _evaluated(row)]
 
 
-def comparison(rows: list[Row]) -> Table:
+def _evaluated(row: Row) -> bool:
+    """Whether an experiment's metrics are its own: where it stopped before `evaluate`, they are its commit's."""
+    own = _recorded(row["rev"])
+    return own is None or own != _recorded(f"{row['rev']}~1")
+
+
+def _recorded(revision: str) -> Any:
+    """What dvc.lock says of `evaluate` at a revision; None where there is none."""
+    lock = subprocess.run(["git", "show", f"{revision}:dvc.lock"], capture_output=True, check=False)
+    return (yaml.safe_load(lock.stdout) or {}).get("stages", {}).get("evaluate") if lock.returncode == 0 else None
+
+
+def comparison(rows: list[Row], width: int) -> Table:
     """One line an experiment that has metrics: WERs, gain and interval in %, then the settings in which it differs.
 
     The lines of a preset are compared only among experiments of that preset.
+
+    Parameters
+    ----------
+    width
+        of the terminal, in columns.
     """
     shown = [(row, _metrics(row)) for row in rows]
     shown = [(row, metrics) for row, metrics in shown if metrics]
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
+        show_edge=False,
+        collapse_padding=True,
         caption="WER in %; 95 % interval of a paired bootstrap",
         caption_justify="left",
     )
-    table.add_column("experiment", no_wrap=True)
+    beside = width >= NARROW
+    if beside:
+        table.add_column("experiment", no_wrap=True)
+    else:
+        table.add_column("experiment,\nsettings\nthat differ", overflow="fold")
     for condition in ("clean", "noisy"):
         table.add_column(f"WER {condition}:\nbase,\ndistilled,\nwith LM", justify="right", no_wrap=True)
     table.add_column("lower in noise\nby \\[interval]", justify="right", no_wrap=True)
     table.add_column("out of\ndomain", justify="right", no_wrap=True)
-    table.add_column("settings that differ", overflow="fold")
+    if beside:
+        table.add_column("settings that differ", overflow="fold")
     for row, metrics in shown:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
         gain = f"{wer[6]} \\[{wer[7]}, {wer[8]}]"
-        settings = [f"{name.rpartition(':')[2]}: {row[name]}" for name in _differing([each for each, _ in shown], row)]
+        differing = _differing([each for each, _ in shown], row)
+        settings = [f"{name.rpartition(':')[2]}: {_plain(row[name])}" for name in differing]
         systems = (f"{base}, {distilled:>4}, {lm:>4}" for base, distilled, lm in (wer[:3], wer[3:6]))
-        table.add_row(row["Experiment"] or row["rev"], *systems, gain, wer[9], "\n".join(settings))
+        name = row["Experiment"] or row["rev"]
+        if beside:
+            table.add_row(name, *systems, gain, wer[9], "\n".join(settings))
+        else:
+            table.add_row("\n".join([name, *settings]), *systems, gain, wer[9])
     return table
 
 
@@ -66,6 +103,11 @@ def _differing(rows: list[Row], row: Row) -> list[str]:
         name: {str(each[name]) for each in rows if each.get(name) is not None} for name in row if _is_parameter(name)
     }
     return [name for name, found in values.items() if row[name] is not None and len(found) > 1]
+
+
+def _plain(value: Any) -> str:
+    """DVC gives every number of a column as a float where one is."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _metrics(row: Row) -> dict[str, float]:
