@@ -75,7 +75,7 @@ def transcribe(
         from dqlora.transcription.recogniser import load_recogniser
 
         quieten_libraries()
-        with _loading(found):
+        with _working(f"loading {found}"):
             recogniser = load_recogniser(found, default_device(), names, adapt)
     except UserError as error:
         _fail(str(error))
@@ -114,7 +114,7 @@ def demo(
 
         quieten_libraries()
         listener = listen(port)
-        with _loading(found):
+        with _working(f"loading {found}"):
             page = load(found, default_device(), names)
             page.warm_up()
         serve(page, listener)
@@ -143,7 +143,7 @@ def export(
 
         quieten_libraries()
         output.mkdir(parents=True, exist_ok=True)
-        with atomic_directory(output / ".new") as folder:
+        with _working(f"exporting {adapter}"), atomic_directory(output / ".new") as folder:
             write_exports(student, adapter, quantize, folder)
         for made in (output / ".new").iterdir():  # in place of an earlier export; nothing else in the folder is touched
             if (output / made.name).is_dir():
@@ -200,11 +200,11 @@ def compare(
         _fail(str(error))
 
 
-def _loading(model: str) -> AbstractContextManager[Any]:
-    """Says so on a terminal for as long as it takes."""
+def _working(what: str) -> AbstractContextManager[Any]:
+    """Says what is done for as long as it takes, on a terminal."""
     from rich.console import Console
 
-    return Console(stderr=True).status(f"loading {model}")
+    return Console(stderr=True).status(what)
 
 
 def _hot_words(words: list[str] | None, file: Path | None) -> list[str]:
