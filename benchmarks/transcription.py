@@ -9,7 +9,8 @@ folder of recordings; without it, only clean speech is measured. Prints WER in %
 - all clips in random order, joined with pauses of 0.5 to 20 s through which the clips' noise goes on (silence, where
   they are clean), by the command's path. Each word counts for the clip that it stands nearest to.
 
-All three hear the same samples of a clip. Without SPEECH the joined recording has 13 minutes.
+All three hear the same samples of a clip; last stands how much lower the joined WER is than that of whole clips, with
+the interval of a paired bootstrap over sentences. Without SPEECH the joined recording has 13 minutes.
 """
 
 import io
@@ -26,13 +27,15 @@ from dqlora.data.audio import SAMPLE_RATE, read_audio, to_float32, to_int16
 from dqlora.data.mixing import fit_noise, power
 from dqlora.device import default_device, map_on_cores
 from dqlora.errors import quieten_libraries, run_stage
-from dqlora.evaluation.metrics import count_errors
+from dqlora.evaluation.metrics import count_errors, per_sentence, relative_wer_reduction
+from dqlora.evaluation.results import in_words
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import Word, text_of
 
 PAUSE = (0.5, 20.0)  # s
+BOOTSTRAP = 10_000  # draws
 FADE = SAMPLE_RATE // 4  # samples in which one noise gives way to the next
 
 
@@ -89,12 +92,15 @@ def main(
     texts = [each for _, folder in corpora.values() for each in folder[:clips]]
     names = [name for name, (folder, _) in corpora.items() for _ in folder[:clips]]
 
-    def wer(hypotheses: list[str], name: str | None = None) -> str:
+    def cells(found: list[list[str]], name: str | None = None) -> str:
         chosen = [at for at in range(len(texts)) if name in (None, names[at])]
-        errors = count_errors([texts[at] for at in chosen], [hypotheses[at] for at in chosen], language)
-        return f"{100 * errors.wer:.1f}"
+        references = [texts[at] for at in chosen]
+        errors = [count_errors(references, [hypotheses[at] for at in chosen], language) for hypotheses in found]
+        whole, *_, joined = (per_sentence(each, references) for each in errors)
+        reduction = in_words(relative_wer_reduction(whole, joined, BOOTSTRAP, 0))
+        return " | ".join([str(len(chosen)), *(f"{100 * each.wer:.1f}" for each in errors), reduction])
 
-    print("| | clips | whole | transcribe | joined |\n| --- | --- | --- | --- | --- |")
+    print("| | clips | whole | transcribe | joined | joined than whole |\n|" + " --- |" * 6)
     for condition, used in {"clean": [], f"{snr_db:g} dB": noises}.items():
         if condition != "clean" and not used:
             continue
@@ -113,13 +119,9 @@ def main(
         for place, at in enumerate(order):
             joined[at] = text_of([word for word, near in zip(words, nearest, strict=True) if near == place])
         for name in corpora:
-            row = " | ".join(wer(each, name) for each in (whole, single, joined))
-            print(f"| {name}, {condition} | {names.count(name)} | {row} |", flush=True)
-        row = " | ".join(wer(each) for each in (whole, single, joined))
-        print(
-            f"| all, {condition}, joined {len(recording) / SAMPLE_RATE / 60:.0f} min | {len(samples)} | {row} |",
-            flush=True,
-        )
+            print(f"| {name}, {condition} | {cells([whole, single, joined], name)} |", flush=True)
+        minutes = len(recording) / SAMPLE_RATE / 60
+        print(f"| all, {condition}, joined {minutes:.0f} min | {cells([whole, single, joined])} |", flush=True)
 
 
 if __name__ == "__main__":

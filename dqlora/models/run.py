@@ -56,6 +56,8 @@ def find_model(source: str | None) -> str:
         if there is no such folder, or no model in it.
     """
     folder = newest_run() if source is None else Path(source)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()  # gate and language model lie beside it
     if (folder / RUN).exists():
         base_of_run(folder)
         gate = folder.with_name("gate.json")

@@ -155,7 +155,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
                 "Where the distilled student improves most",
                 [_clip(scores, at, settings.language, sounds) for at in best],
             ),
-            ("Where it does worst", [_clip(scores, at, settings.language, sounds) for at in worst]),
+            ("Where it improves least", [_clip(scores, at, settings.language, sounds) for at in worst]),
         ],
     )
 

@@ -72,8 +72,9 @@ def test_transcription_of_clips_and_of_all_joined(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-2000:]
     rows = [line.strip("| ").split(" | ") for line in ended.stdout.splitlines()[2:]]
     assert len(rows) == 6
-    for _, _, whole, transcribed, _ in rows[:3]:
+    for _, _, whole, transcribed, joined, than_whole in rows[:3]:
         assert float(whole) == float(transcribed)
+        assert (" lower [" if float(joined) <= float(whole) else " higher [") in than_whole
     assert float(rows[0][4]) < 20
 
 
