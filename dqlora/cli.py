@@ -188,7 +188,7 @@ def push(
 def compare(
     commits: Annotated[int, typer.Option(min=1, help="Of how many commits, from the newest on.")] = 1,
 ) -> None:
-    """Show the workspace, the newest commits and their experiments: WER, gain and the parameters that differ."""
+    """Show the workspace, the newest commits and those of their experiments that evaluated: WER, gain, what differs."""
     from rich.console import Console
 
     from dqlora.report.compare import comparison, experiments

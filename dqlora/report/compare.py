@@ -34,7 +34,7 @@ def experiments(commits: int = 1) -> list[Row]:
     try:
         rows = exp_show(num=commits)
     except DvcException as error:
-        if "exps" in str(error):
+        if ".dvc/tmp/exps" in str(error):
             raise UserError("an experiment begins or ends at the moment; try again in a few seconds") from None
         raise UserError(f"no experiments here ({first_line(error)}); run this in the project's folder") from None
     return [row for row in rows if row.get("typ") not in EXPERIMENT or _evaluated(row)]
@@ -73,10 +73,7 @@ def comparison(rows: list[Row], width: int) -> Table:
         caption_justify="left",
     )
     beside = width >= NARROW
-    if beside:
-        table.add_column("experiment", no_wrap=True)
-    else:
-        table.add_column("experiment,\nsettings\nthat differ", overflow="fold")
+    table.add_column("experiment" if beside else "experiment,\nsettings\nthat differ", no_wrap=beside, overflow="fold")
     for condition in ("clean", "noisy"):
         table.add_column(f"WER {condition}:\nbase,\ndistilled,\nwith LM", justify="right", no_wrap=True)
     table.add_column("lower in noise\nby \\[interval]", justify="right", no_wrap=True)
@@ -90,10 +87,8 @@ def comparison(rows: list[Row], width: int) -> Table:
         settings = [f"{name.rpartition(':')[2]}: {_plain(row[name])}" for name in differing]
         systems = (f"{base}, {distilled:>4}, {lm:>4}" for base, distilled, lm in (wer[:3], wer[3:6]))
         name = row["Experiment"] or row["rev"]
-        if beside:
-            table.add_row(name, *systems, gain, wer[9], "\n".join(settings))
-        else:
-            table.add_row("\n".join([name, *settings]), *systems, gain, wer[9])
+        first, *last = [name, "\n".join(settings)] if beside else ["\n".join([name, *settings])]
+        table.add_row(first, *systems, gain, wer[9], *last)
     return table
 
 
