@@ -23,8 +23,8 @@ class ProgressBar(tqdm):
         if self.fp.isatty():
             return super().display(msg, pos)
         closing = msg is None and pos == 0  # `close` then ends the line
-        seconds = self.format_dict["elapsed"]
-        if closing or (msg is None and seconds >= self._logged + LOG_EVERY):
+        seconds, under_way = self.format_dict["elapsed"], self.total is None or self.n < self.total
+        if closing or (msg is None and under_way and seconds >= self._logged + LOG_EVERY):
             self._logged = seconds
             self.fp.write(self._line(seconds, closing) + ("" if closing else "\n"))
             self.fp.flush()

@@ -17,6 +17,7 @@ from dqlora.evaluation.metrics import count_errors, per_sentence, relative_wer_r
 from dqlora.models.gate import entropies
 from dqlora.models.lora import add_trained_lora
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student, transcribe_batch, with_same_weights
+from dqlora.progress import ProgressBar
 
 POOR_WER = 0.5  # of the base on clean speech, above which its own features have been seen to cost (docs/unlabelled.md)
 
@@ -29,12 +30,15 @@ def main() -> None:
         base = load_student(paths.student, params.student.quantize, default_device())
         adapted = add_trained_lora(with_same_weights(base), paths.adapter)
         clean, vocabulary = labelled(paths, "validation"), Vocabulary.load(paths.student / "vocab.json")
-        features = [cnn_features(base, to_float32(clean[item["id"]])) for item in clean.items]
+        features = [
+            cnn_features(base, to_float32(clean[item["id"]]))
+            for item in ProgressBar(clean.items, "student's CNN validation", unit=" clips")
+        ]
         references = [item["text"] for item in clean.items]
         longest = max(map(len, features))
         without, adapting = (
             count_errors(references, transcribe_batch(EncoderCTC(model), features, vocabulary, longest), language)
-            for model in (base, adapted)
+            for model in ProgressBar((base, adapted), "clean clips without and with the adapter", unit=" students")
         )
         gain = relative_wer_reduction(
             per_sentence(without, references), per_sentence(adapting, references),

@@ -94,7 +94,7 @@ def main() -> None:
     hypotheses = transcribe_head(head, validation, vocabulary)
     errors = count_errors([example.text for example in validation], hypotheses, preset.speech.language)
     for example, hypothesis in list(zip(validation, hypotheses, strict=True))[:3]:
-        print(f"  {example.text.lower()}\n  {hypothesis}")
+        print(f"  said:  {example.text.lower()}\n  heard: {hypothesis}")
     untrained = "" if steps or paths.pretrained_head.exists() else " (untrained: the preset's teacher_head.steps is 0)"
     print(f"teacher head: validation WER {errors.wer:.1%}, CER {errors.cer:.1%}{untrained}")
     with atomic_directory(paths.teacher_head) as folder:

@@ -13,13 +13,18 @@ from dqlora.progress import ProgressBar
 def real_time_factor(transcribe: Callable[[np.ndarray], str], clips: list[np.ndarray], name: str) -> float:
     """Seconds of computing per second of audio, one clip (int16 [samples]) at a time, after a first one unmeasured.
 
-    `transcribe` gives the text of float32 [samples].
+    Time of the CPU, all threads': what else runs on the machine does not count.
+
+    Parameters
+    ----------
+    transcribe
+        gives the text of float32 [samples].
     """
     transcribe(to_float32(clips[0]))
-    started = time.perf_counter()
+    started = time.process_time()
     for clip in ProgressBar(clips, f"{name} transcribes", unit=" clips"):
         transcribe(to_float32(clip))
-    return (time.perf_counter() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
+    return (time.process_time() - started) / (sum(map(len, clips)) / SAMPLE_RATE)
 
 
 def peak_memory_mb() -> dict[str, float]:

@@ -1,6 +1,7 @@
 """What a run's predictions say: WERs with their intervals, the clips that stand out, words against the reference."""
 
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,14 +12,20 @@ from dqlora.data.text import scoring_normaliser
 from dqlora.evaluation.metrics import Errors, count_errors, per_sentence, relative_wer_reduction
 from dqlora.evaluation.test_set import CLEAN
 
-SYSTEMS = {"base": "Base student", "distilled": "Distilled student", "teacher": "Teacher"}
+SYSTEMS = {"base": "Base student", "distilled": "Distilled student", "teacher": "Whisper"}
 LM_SYSTEMS = {"base_lm": "Base student, language model", "distilled_lm": "Distilled student, language model"}
+SHOWN = ("base", "distilled", "distilled_lm", "teacher")  # side by side, in this order
 CLIPS_A_LIST = 6
 FEWEST_SENTENCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
 
 # one prediction: id, condition, reference, each system's transcript (LM_SYSTEMS' where the run has a language model);
 # noisy ones snr_db, category
 Row = dict[str, Any]
+
+
+def shown(systems: Container[str]) -> dict[str, str]:
+    """Those of `systems` that stand side by side, with their names: the three, and what `dqlora transcribe` gives."""
+    return {system: (SYSTEMS | LM_SYSTEMS)[system] for system in SHOWN if system in systems}
 
 
 @dataclass(frozen=True)

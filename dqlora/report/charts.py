@@ -1,12 +1,12 @@
 """Charts as inline SVG, coloured by the page's style sheet; every system has a shape and a line style of its own."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dqlora.evaluation.results import SYSTEMS, Estimate, Group
+from dqlora.evaluation.results import Estimate, Group, shown
 from dqlora.evaluation.test_set import CLEAN
 from dqlora.report.templates import MINUS, number
 
@@ -16,6 +16,8 @@ MARKERS = {
     "base": '<circle class="mark base" cx="{0:.1f}" cy="{1:.1f}" r="4.5"/>',
     "distilled": '<rect class="mark distilled" x="{0:.1f}" y="{1:.1f}" width="9" height="9" '
     'transform="translate(-4.5 -4.5)"/>',
+    "distilled_lm": '<rect class="mark distilled_lm" x="{0:.1f}" y="{1:.1f}" width="8" height="8" '
+    'transform="rotate(45 {0:.1f} {1:.1f}) translate(-4 -4)"/>',
     "teacher": '<path class="mark teacher" d="M0 -5.5L5.5 4.5H-5.5Z" transform="translate({0:.1f} {1:.1f})"/>',
 }
 
@@ -28,19 +30,21 @@ class Form:
 
     letter: str
     name: str
-    system: str  # one of SYSTEMS
+    system: str  # one of MARKERS
     rtf: float
     peak_rss_mb: float
     wer: dict[str, float]
 
 
 def snr_chart(conditions: Sequence[Group]) -> Markup:
-    """WER of the three systems on clean speech and along the SNR grid, the easiest condition on the left."""
+    """WER of each system on clean speech and along the SNR grid, the easiest condition on the left."""
     height = 290
     top = _top([wer for group in conditions for wer in group.wer.values()])
     step = (WIDTH - LEFT - RIGHT) / len(conditions)
     middle = [LEFT + step * (position + 0.5) for position in range(len(conditions))]
-    shift = dict(zip(SYSTEMS, (-min(11, step / 4), 0, min(11, step / 4)), strict=True))
+    systems = shown(conditions[0].wer)
+    gap = 2 * min(11, step / 4) / (len(systems) - 1)
+    shift = {system: gap * (place - (len(systems) - 1) / 2) for place, system in enumerate(systems)}
     parts = _vertical_axis(height, top, "WER (%)", 100)
     for x, group in zip(middle, conditions, strict=True):
         label = CLEAN if group.name == CLEAN else f"{group.snr_db:g}".replace("-", MINUS)
@@ -50,7 +54,7 @@ def snr_chart(conditions: Sequence[Group]) -> Markup:
     def place(group: Group, x: float, system: str, ratio: float) -> tuple[float, float]:
         return x + shift[system], _up(ratio, top, height)
 
-    for system in SYSTEMS:
+    for system in systems:
         measured = [(x, group, group.wer[system].value) for x, group in zip(middle, conditions, strict=True)]
         line = [place(group, x, system, wer) for x, group, wer in measured if group.name != CLEAN and wer is not None]
         parts.append(_line(line, system))
@@ -62,13 +66,13 @@ def snr_chart(conditions: Sequence[Group]) -> Markup:
                 ends = [place(group, x, system, ratio) for ratio in (estimate.low, estimate.high)]
                 parts.append(_line(ends, f"{system} whisker"))
             parts.append(_marker(system, *place(group, x, system, wer)))
-    return _svg(height, "Word error rate by SNR for the three systems; the table beside it has the numbers.", parts)
+    return _svg(height, "Word error rate by SNR for each system; the table beside it has the numbers.", parts)
 
 
 def noise_chart(categories: Sequence[Group]) -> Markup:
-    """WER of the three systems for each noise category, one row of marks a system."""
-    row, head = 15, 26
-    block = head + row * len(SYSTEMS)
+    """WER of each system for each noise category, one row of marks a system."""
+    row, head, systems = 15, 26, shown(categories[0].wer)
+    block = head + row * len(systems)
     height = block * len(categories) + BOTTOM
     left = 14
     top = _top([wer for group in categories for wer in group.wer.values()])
@@ -86,7 +90,7 @@ def noise_chart(categories: Sequence[Group]) -> Markup:
         y = block * position
         parts.append(_line([(left, y + block), (WIDTH - RIGHT, y + block)], "grid"))
         parts.append(_text(left + 4, y + 14, group.name, "start", "label strong"))
-        for place, system in enumerate(SYSTEMS):
+        for place, system in enumerate(systems):
             wer = group.wer[system]
             if wer.value is None:
                 continue
@@ -94,7 +98,7 @@ def noise_chart(categories: Sequence[Group]) -> Markup:
             if wer.low is not None and wer.high is not None:
                 parts.append(_line([(across(wer.low), middle), (across(wer.high), middle)], f"{system} whisker"))
             parts.append(_marker(system, across(wer.value), middle))
-    return _svg(height, "Word error rate by noise category for the three systems; the table has the numbers.", parts)
+    return _svg(height, "Word error rate by noise category for each system; the table has the numbers.", parts)
 
 
 def cost_chart(forms: Sequence[Form]) -> Markup:
@@ -149,12 +153,12 @@ def curve_chart(curve: Curve, label: str, colour: str, best_step: float | None, 
     return _svg(height, f"{label} over {last} optimiser steps, {ends}.", parts)
 
 
-def legend() -> list[tuple[str, Markup]]:
-    """Each system's name and mark."""
+def legend(systems: Mapping[str, str]) -> list[tuple[str, Markup]]:
+    """The name and mark of each system, given their names."""
     mark = Markup('<svg class="key" viewBox="0 0 28 14" aria-hidden="true">{}{}</svg>')
     return [
         (name, mark.format(_line([(0, 7), (28, 7)], system), _marker(system, 14, 7)))
-        for system, name in SYSTEMS.items()
+        for system, name in systems.items()
     ]
 
 

@@ -24,6 +24,7 @@ from dqlora.evaluation.results import (
     Scores,
     best_and_worst,
     compare,
+    shown,
     verdict,
 )
 from dqlora.report.charts import Curve, Form, cost_chart, curve_chart, legend, noise_chart, snr_chart
@@ -39,7 +40,7 @@ FORMS = {  # of what transcribes: name, and the system it is made of
     "distilled_lm": ("distilled student, language model", "distilled"),
     "merged": ("distilled, merged, always on", "distilled"),
     "onnx": ("distilled, ONNX int8", "distilled"),
-    "teacher": ("teacher (Whisper)", "teacher"),
+    "teacher": ("Whisper", "teacher"),
 }
 
 Sounds = Callable[[Row], tuple[np.ndarray, np.ndarray]]  # a row's clean and noisy clip, int16 or float32 [samples]
@@ -119,6 +120,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         run=settings,
         confidence=CONFIDENCE,
         systems=SYSTEMS,
+        shown=shown(scores.errors),
         evaluate=lambda name: metric(inputs.evaluate, name),
         costs=lambda name: metric(inputs.costs, name),
         forms=(forms := forms_of(inputs)),
@@ -138,7 +140,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         conditions=in_order,
         categories=categories,
         fewest=FEWEST_SENTENCES,
-        legend=legend(),
+        legend=legend,
         snr_chart=snr_chart(in_order) if in_order else None,
         noise_chart=noise_chart(categories) if categories else None,
         loss_chart=curve_chart(inputs.loss, "Training loss (nats)", "loss", best_step),
@@ -231,7 +233,7 @@ def _clip(scores: Scores, at: int, language: str, sounds: Sounds) -> dict[str, A
     row = scores.rows[at]
     clean, noisy = sounds(row)
     transcripts = []
-    for system, name in SYSTEMS.items():
+    for system, name in shown(scores.errors).items():
         words = compare(row["reference"], row[system], language)
         transcripts.append({"name": name, "words": words, "edits": int(scores.errors[system].word_edits[at])})
     return {

@@ -278,7 +278,12 @@ def test_with_a_language_model_both_students_stand_once_more(run: Paths) -> None
     predictions.write_text("".join(json.dumps(row) + "\n" for row in decoded))
     rates = {"clean": {"wer": 0.0123}, "noisy": {"wer": 0.0456}}
     write_json(run.metrics / "evaluate.json", metrics(low=0.021, high=0.186) | {"distilled_lm": rates})
-    assert "with the language model" in shown(page(run)) and "4.6" in shown(page(run))
+    html = page(run)
+    text = shown(html)
+    assert "With the language model, as dqlora transcribe writes: noisy WER 4.6 %" in text
+    assert "Distilled student, language model 0 errors in" in text
+    for chart in ("Word error rate by SNR", "Word error rate by noise"):
+        assert 'class="mark distilled_lm"' in html[html.index(chart) :].partition("</svg>")[0]
 
 
 COSTS = {  # RTF and MB; merged is dearer and worse than onnx, and so no choice
@@ -297,12 +302,10 @@ def test_what_to_use_for_which_budget(run: Paths) -> None:
     write_json(run.metrics / "export.json", {"onnx": rates, "merged": rates})
     html = page(run)
     text = shown(html)
-    noisy = (
-        "from RTF 0.010 on the distilled, ONNX int8 (40.0 %, 211 MB), from RTF 0.040 on the distilled student (38.8 %"
-    )
+    noisy = "from RTF 0.010: distilled, ONNX int8 (40.0 %, 211 MB); from RTF 0.040: distilled student (38.8 %"
     assert f"For noisy speech, the fewest errors for what one core has time for: {noisy}" in text
-    assert "from RTF 0.330 on the teacher (Whisper) (3.1 %, 901 MB)." in text
-    assert "E teacher (Whisper) 0.330 901 12.3 % 3.1 %" in text
+    assert "from RTF 0.330: Whisper (3.1 %, 901 MB)." in text
+    assert "E Whisper 0.330 901 12.3 % 3.1 %" in text
     chart = html[html.index("against the real-time factor") :].partition("</svg>")[0]
     assert re.findall(r">([A-E])</text>", chart) == list("ABCDE")
 

@@ -60,7 +60,7 @@ def demo(corpus: tuple[RaggedArray, RaggedArray]) -> Demo:
     systems = {
         "Base student": lambda mixture: "the cap sat",
         "Distilled student": lambda mixture: "the cat sat down",
-        "Teacher": lambda mixture: "The cat sat <i>down</i> & slept.",
+        "Whisper": lambda mixture: "The cat sat <i>down</i> & slept.",
     }
     return Demo(systems, *corpus, language="en", seed=0)
 
@@ -309,7 +309,7 @@ def test_the_command_serves_the_newest_run(run: Path) -> None:
         address = process.stdout.readline().split()[0]
         assert address.startswith("http://127.0.0.1:")
         page = requests.get(address, timeout=10).text
-        assert all(f"<h2>{name}</h2>" in page for name in ("Base student", "Distilled student", "Teacher"))
+        assert all(f"<h2>{name}</h2>" in page for name in ("Base student", "Distilled student", "Whisper"))
         query = {"noise": "generated:pink", "snr_db": "10"}
         answer = requests.post(f"{address}/transcribe", params=query, data=wav_bytes(tone(1.0)), timeout=60)
         assert len(answer.text.splitlines()) == 4
@@ -320,7 +320,7 @@ def test_the_command_serves_the_newest_run(run: Path) -> None:
 
 def test_another_model_stands_beside_the_teacher(run: Path) -> None:
     demo = module.load(str(ROOT / "presets/mini/student"), torch.device("cpu"))
-    assert list(demo.systems) == ["Student", "Teacher"]
+    assert list(demo.systems) == ["Student", "Whisper"]
     demo.warm_up()
 
 
