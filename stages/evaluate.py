@@ -171,7 +171,10 @@ def main() -> None:
     decoders: dict[str, Decoder] = {"": greedy}
     if decoder is not greedy:
         decoders["_lm"] = decoder
-    base = EncoderCTC(load_student(paths.student, params.student.quantize, device))
+    if isinstance(distilled, GatedStudent):
+        base = distilled.base
+    else:
+        base = EncoderCTC(load_student(paths.student, params.student.quantize, device))
     texts = transcribe_all(base, distilled, vocabulary, clips + other_clips, decoders)
     for row, found in zip(rows + others, texts, strict=True):
         row |= found
