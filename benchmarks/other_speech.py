@@ -3,9 +3,9 @@
 python -m benchmarks.other_speech SPEECH... --noise NOISE [--run FOLDER] [--output JSON]
 
 Each SPEECH is a folder of recordings with a metadata.csv, NOISE a folder of recordings. Prints WER in % of base and
-distilled student decoded greedily, and of the distilled one as the run decodes, clean and at 10, 5 and 0 dB (each clip
-with DRAWS recordings); and how much lower it is, distilled than base, then by the run's decoder, in noise and clean,
-with the 95 % interval of a paired bootstrap over sentences.
+distilled student decoded greedily, of the distilled one as the run decodes, and adapted to each clip, clean and at 10,
+5 and 0 dB (each clip with DRAWS recordings); and how much lower it is, distilled than base, then by the run's
+decoder, then by adapting, in noise and clean, with the 95 % interval of a paired bootstrap over sentences.
 """
 
 from itertools import chain, pairwise
@@ -36,7 +36,7 @@ BOOTSTRAP = 10_000
 
 
 def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recogniser]) -> list[dict[str, Any]]:
-    """The transcripts of each system: rows of condition, reference, base, distilled and distilled_lm."""
+    """The transcripts of each system: rows of condition, reference, base, distilled, distilled_lm, adapted."""
     clips, texts = load_clips(speech)
 
     def transcribed(numbered: tuple[int, tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
@@ -50,9 +50,12 @@ def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recognise
                 row: dict[str, Any] = {"condition": condition, "reference": text}
                 for name, system in systems.items():
                     logits = system.logits(heard)
-                    row[name] = system.vocabulary.decode(greedy(logits).tolist())
-                    if system.decoder is not greedy:
-                        row[f"{name}_lm"] = system.vocabulary.decode(system.decoder(logits).tolist())
+                    decoders = {name: greedy, f"{name}_lm": system.decoder}
+                    if name == "adapted":
+                        decoders = {name: system.decoder}
+                    row |= {
+                        named: system.vocabulary.decode(decoder(logits).tolist()) for named, decoder in decoders.items()
+                    }
                 rows.append(row)
         return rows
 
@@ -76,9 +79,11 @@ def main(
     systems = {
         "base": Recogniser(base, Vocabulary.load(student / "vocab.json")),
         "distilled": load_recogniser(str(adapter), device),
+        "adapted": load_recogniser(str(adapter), device, adapt=True),
     }
     noises = [read_audio(path) for path in sorted(noise.iterdir())]
-    names = [*systems, *(["distilled_lm"] if systems["distilled"].decoder is not greedy else [])]
+    with_model = ["distilled_lm"] if systems["distilled"].decoder is not greedy else []
+    names = ["base", "distilled", *with_model, "adapted"]
     steps = list(pairwise(names))
     heads = [f"{after}, {kind}" for _, after in steps for kind in ("noisy", "clean")]
     print(f"| | {' | '.join([*CONDITIONS, *heads])} |\n|{' --- |' * (len(CONDITIONS) + len(heads) + 1)}")

@@ -27,8 +27,8 @@ from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
 from dqlora.models.run import RUN, base_of_run, find_model
+from dqlora.models.test_time_adaptation import adapted_logits
 from dqlora.models.wav2vec2 import EVERY_FRAME, EncoderCTC, base_of, clip_logits, frames_of, load_student
-from dqlora.transcription.adaptation import adapted_logits
 from dqlora.transcription.confidence import frame_confidence
 from dqlora.transcription.segmentation import Piece, pieces
 from dqlora.transcription.words import BREAK, Frame, Word, words_of

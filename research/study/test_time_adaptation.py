@@ -8,7 +8,6 @@ of steps. Seconds are those of one core's work, whatever else the machine does.
 
 import time
 from collections import defaultdict
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -26,7 +25,7 @@ from dqlora.evaluation.test_set import CLEAN
 from dqlora.models.decoding import Decoder, greedy, load_decoder
 from dqlora.models.gate import load_distilled
 from dqlora.models.run import base_of_run
-from dqlora.transcription.adaptation import LEARNING_RATE, STEPS, adapting
+from dqlora.models.test_time_adaptation import LEARNING_RATE, STEPS, adapted_logits
 from research.study.mixtures import Mixture, mixtures
 
 SNR_DB = [10.0, 5.0, 0.0]
@@ -82,12 +81,11 @@ def main(
              for noisy in (False, True)}  # fmt: skip
     for clip in clips:
         for rate in learning_rate:
-            started, found = time.process_time(), []
-            logits_of_steps = adapting(student, clip.samples, vocabulary.blank, rate)
-            for step, logits in enumerate(islice(logits_of_steps, wanted[-1] + 1)):
-                if step in wanted:
-                    seconds[rate, clip.condition != CLEAN][len(found)] += time.process_time() - started
-                    found.append(logits)
+            found = []
+            for column, count in enumerate(wanted):
+                started = time.process_time()
+                found.append(adapted_logits(student, clip.samples, vocabulary.blank, steps=count, learning_rate=rate))
+                seconds[rate, clip.condition != CLEAN][column] += time.process_time() - started
             for kind, decoder in decoders.items():
                 texts[rate, kind].append([vocabulary.decode(decoder(logits).tolist()) for logits in found])
     for (rate, kind), each in texts.items():

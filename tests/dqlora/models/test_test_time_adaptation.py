@@ -13,11 +13,11 @@ from dqlora.data.noise import synthetic_noise
 from dqlora.device import CPU, map_on_cores
 from dqlora.errors import UserError
 from dqlora.evaluation.metrics import count_errors
+from dqlora.models import test_time_adaptation
 from dqlora.models.decoding import greedy
 from dqlora.models.gate import GatedStudent
+from dqlora.models.test_time_adaptation import adapted_logits, layer_norms, uncertainty
 from dqlora.models.wav2vec2 import clip_logits, with_same_weights
-from dqlora.transcription import adaptation
-from dqlora.transcription.adaptation import adapted_logits, layer_norms, uncertainty
 from dqlora.transcription.recogniser import AdaptingRecogniser, load_recogniser
 from tests.conftest import ROOT
 
@@ -96,7 +96,7 @@ def test_what_the_student_knows_nothing_of_is_left(
 ) -> None:
     clip = noisy[0][0]
     for most, changes in ((9.0, True), (0.0, False)):
-        monkeypatch.setattr(adaptation, "MOST_UNCERTAIN", most)
+        monkeypatch.setattr(test_time_adaptation, "MOST_UNCERTAIN", most)
         changed = np.abs(mini.logits(clip) - clip_logits(mini.student, clip)).max()
         assert (changed > 0.1) == changes
 

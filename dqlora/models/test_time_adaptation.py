@@ -24,8 +24,8 @@ from dqlora.models.wav2vec2 import (
     with_same_weights,
 )
 
-STEPS = 5
-LEARNING_RATE = 3e-3
+STEPS = 1
+LEARNING_RATE = 1e-2
 TEMPERATURE, ENTROPY_WEIGHT = 2.5, 0.3  # the paper's
 MOST_UNCERTAIN = 1.0  # nats per frame of a clip that is adapted to: beyond, there is little right to become sure of
 
@@ -58,42 +58,65 @@ def uncertainty(logits: Tensor, blank: int) -> Tensor:
     return ENTROPY_WEIGHT * of_entropy + (1 - ENTROPY_WEIGHT) * of_confusion
 
 
-def adapting(
-    student: EncoderCTC,
-    samples: np.ndarray,
-    blank: int,
-    learning_rate: float = LEARNING_RATE,
-    sound: slice = EVERY_FRAME,
-) -> Iterator[np.ndarray]:
-    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz: as it is, then after each step.
+def adapting(model: nn.Module, features: Tensor, blank: int, learning_rate: float = LEARNING_RATE) -> Iterator[Tensor]:
+    """Logits [frames, vocabulary] of a clip's CNN features [frames, conv_dim]: as they are, then after each step.
 
-    The student stays as it is: the clip has layer norms of its own. Where a gated student's base is certain of a clip,
-    or the student knows hardly anything of it, nothing is adapted, and the logits stay; both are judged by the frames
-    in `sound`, as `clip_logits` has it.
+    The model stays as it is: the clip has layer norms of its own.
     """
-    features = cnn_features(student.model, samples)[None].clone()  # [1, frames, conv_dim], as gradients need it
+    own = with_same_weights(model, layer_norms(model))
+    norms = [norm.requires_grad_(True) for norm in layer_norms(own)]
+    encoder, optimiser = EncoderCTC(own), torch.optim.AdamW(norms, learning_rate, weight_decay=0.0)
+    features = features[None].clone()  # as gradients need it, where it comes from inference alone
     frames = torch.tensor([features.shape[1]], device=features.device)
-    if isinstance(student, GatedStudent):
-        with torch.inference_mode():
-            logits = student.base(features, frames)
-        if mean_entropy(logits, frames, sound).item() <= student.threshold:
-            yield from itertools.repeat(logits[0].float().cpu().numpy())
-    model = with_same_weights(student.model, layer_norms(student.model))
-    norms = [norm.requires_grad_(True) for norm in layer_norms(model)]
-    encoder = EncoderCTC(model)
-    optimiser = torch.optim.AdamW(norms, learning_rate, weight_decay=0.0)
-    for step in itertools.count():
+    while True:
         logits = encoder(features, frames)[0].float()
-        if step == 0 and mean_entropy(logits[None], frames, sound).item() > MOST_UNCERTAIN:
-            yield from itertools.repeat(logits.detach().cpu().numpy())
-        yield logits.detach().cpu().numpy()
+        yield logits.detach()
         for norm, gradient in zip(norms, torch.autograd.grad(uncertainty(logits, blank), norms), strict=True):
             norm.grad = gradient
         optimiser.step()
 
 
-def adapted_logits(student: EncoderCTC, samples: np.ndarray, blank: int, sound: slice = EVERY_FRAME) -> np.ndarray:
-    """The last of `adapting`: float32 [frames, vocabulary]; none of a clip shorter than a frame."""
+def adapted_to_clip(
+    model: nn.Module,
+    features: Tensor,
+    blank: int,
+    sound: slice = EVERY_FRAME,
+    steps: int = STEPS,
+    learning_rate: float = LEARNING_RATE,
+) -> Tensor:
+    """Logits [frames, vocabulary] of a clip's CNN features [frames, conv_dim] after `steps` of `adapting`.
+
+    They stay as they are where the model knows hardly anything of the clip, by the frames in `sound`, and where
+    adapting leaves it no surer.
+    """
+    after = adapting(model, features, blank, learning_rate)
+    logits = next(after)
+    entropy = mean_entropy(logits[None], torch.tensor([len(logits)], device=logits.device), sound).item()
+    if steps == 0 or entropy > MOST_UNCERTAIN:
+        return logits
+    adapted = next(itertools.islice(after, steps - 1, None))
+    return adapted if uncertainty(adapted, blank) < uncertainty(logits, blank) else logits
+
+
+def adapted_logits(
+    student: EncoderCTC,
+    samples: np.ndarray,
+    blank: int,
+    sound: slice = EVERY_FRAME,
+    steps: int = STEPS,
+    learning_rate: float = LEARNING_RATE,
+) -> np.ndarray:
+    """`adapted_to_clip` of float32 [samples] at 16 kHz, where the base of a gated student is not certain of them.
+
+    `sound` is as `clip_logits` has it; of a clip shorter than a frame there are no logits.
+    """
     if frames_of(base_of(student.model).config, len(samples)) == 0:
         return clip_logits(student, samples)
-    return next(itertools.islice(adapting(student, samples, blank, sound=sound), STEPS, None))
+    features = cnn_features(student.model, samples)
+    if isinstance(student, GatedStudent):
+        frames = torch.tensor([len(features)], device=features.device)
+        with torch.inference_mode():
+            base = student.base(features[None], frames)
+        if mean_entropy(base, frames, sound).item() <= student.threshold:
+            return base[0].float().cpu().numpy()
+    return adapted_to_clip(student.model, features, blank, sound, steps, learning_rate).cpu().numpy()
