@@ -76,17 +76,20 @@ def write_split(
 
 
 def source_folder(path: str, paths: Paths) -> Path:
-    """The folder of recordings that noise.path names, downloaded first where it is a list of URLs or an archive."""
+    """The folder of recordings that noise.path names, downloaded and unpacked first where it is no folder."""
     if path.endswith(".csv"):
         download_all(read_url_list(Path(path)), paths.downloads / "noise", paths.checksums, read_audio)
         return paths.downloads / "noise"
     if path.startswith(("http://", "https://")):
         remote = RemoteFile(path.rpartition("/")[2], path)
         [archive] = download_all([remote], paths.downloads, paths.checksums, check_archive)
+    else:
+        archive = Path(path)
+    if archive.is_file():
         with atomic_directory(paths.downloads / "noise") as folder:
             extract_archive(archive, folder)
         return paths.downloads / "noise"
-    return Path(path)
+    return archive
 
 
 def address_of(path: str) -> str:

@@ -14,7 +14,7 @@ from dqlora.config import OUT_OF_DOMAIN, Paths, PseudoLabel, load_params, load_p
 from dqlora.data.audio import SAMPLE_RATE, to_16khz, to_float32
 from dqlora.data.storage import RaggedArray, atomic_directory, fingerprint, loaded_sources, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.errors import Rejected, UserError, quieten_libraries, run_stage
 from dqlora.evaluation.label_filter import Measures, why_rejected
 from dqlora.progress import ProgressBar
 
@@ -36,6 +36,7 @@ def make_listener(paths: Paths, language: str, second: str) -> Listen:
     from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
     from dqlora.models.whisper import Teacher
 
+    quieten_libraries()
     device = default_device()
     teacher = Teacher(paths.teacher, device)
     student = EncoderCTC(load_student(paths.student, "none", device)) if second == "student" else None

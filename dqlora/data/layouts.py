@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -286,10 +287,12 @@ def _split_by_sentence(
             left, splits = VALIDATION_RATIOS, splits | dict.fromkeys(known, "test")
     if len(to_split) < len(left):
         without = f", and {len(bare)} without a transcript," if bare else ""
+        problems = Counter(row.problem for row, _ in rows if row.problem)
+        most = f" ({problems.total()} are not usable; the first: {next(iter(problems))})" if problems else ""
         raise UserError(
             f"speech.path: {folder}: {sum(map(bool, sentences))} usable rows with {len(known)} different sentences"
-            f"{without} are too few to split into {', '.join(name for name, _ in ratios)}; add recordings of other "
-            "sentences, or put them into train/, validation/ and test/"
+            f"{without}{most} are too few to split into {', '.join(name for name, _ in ratios)}; add recordings of "
+            "other sentences, or put them into train/, validation/ and test/"
         )
     hashes = {key: hash_ratio(key, seed) for key in to_split}
     ordered = sorted(hashes, key=lambda key: hashes[key])

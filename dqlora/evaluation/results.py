@@ -59,7 +59,8 @@ def verdict(reduction: Estimate) -> Verdict:
 def in_words(reduction: dict[str, float]) -> str:
     """A relative WER reduction with its interval, as "5.2 % lower [1.0, 9.1]" or "2.0 % higher [-1.0, 5.3]"."""
     sign = 1 if reduction["relative"] >= 0 else -1
-    low, high = sorted(100 * sign * reduction[end] for end in ("ci_low", "ci_high"))
+    # + 0.0: of what rounds to 0, no sign
+    low, high = sorted(round(100 * sign * reduction[end], 1) + 0.0 for end in ("ci_low", "ci_high"))
     return f"{abs(100 * reduction['relative']):.1f} % {'lower' if sign == 1 else 'higher'} [{low:.1f}, {high:.1f}]"
 
 

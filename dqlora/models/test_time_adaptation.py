@@ -86,16 +86,14 @@ def adapted_to_clip(
 ) -> Tensor:
     """Logits [frames, vocabulary] of a clip's CNN features [frames, conv_dim] after `steps` of `adapting`.
 
-    They stay as they are where the model knows hardly anything of the clip, by the frames in `sound`, and where
-    adapting leaves it no surer.
+    They stay as they are where the model knows hardly anything of the clip, by the frames in `sound`.
     """
     after = adapting(model, features, blank, learning_rate)
     logits = next(after)
     entropy = mean_entropy(logits[None], torch.tensor([len(logits)], device=logits.device), sound).item()
     if steps == 0 or entropy > MOST_UNCERTAIN:
         return logits
-    adapted = next(itertools.islice(after, steps - 1, None))
-    return adapted if uncertainty(adapted, blank) < uncertainty(logits, blank) else logits
+    return next(itertools.islice(after, steps - 1, None))
 
 
 def adapted_logits(

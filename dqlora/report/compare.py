@@ -41,15 +41,18 @@ def experiments(commits: int = 1) -> list[Row]:
 
 
 def _evaluated(row: Row) -> bool:
-    """Whether an experiment's metrics are its own: where it stopped before `evaluate`, they are its commit's."""
-    own = _recorded(row["rev"])
-    return own is None or own != _recorded(f"{row['rev']}~1")
+    """Whether an experiment's metrics are its own: where it stopped before `evaluate`, they are its commit's.
+
+    One that ran nothing, since it has its commit's settings, has its commit's metrics by right.
+    """
+    own, commit = _stages(row["rev"]), _stages(f"{row['rev']}~1")
+    return "evaluate" not in own or own == commit or own["evaluate"] != commit.get("evaluate")
 
 
-def _recorded(revision: str) -> Any:
-    """What dvc.lock says of `evaluate` at a revision; None where there is none."""
+def _stages(revision: str) -> dict[str, Any]:
+    """What dvc.lock says of each stage at a revision; empty where there is none."""
     lock = subprocess.run(["git", "show", f"{revision}:dvc.lock"], capture_output=True, check=False)
-    return (yaml.safe_load(lock.stdout) or {}).get("stages", {}).get("evaluate") if lock.returncode == 0 else None
+    return (yaml.safe_load(lock.stdout) or {}).get("stages", {}) if lock.returncode == 0 else {}
 
 
 def comparison(rows: list[Row], width: int) -> Table:

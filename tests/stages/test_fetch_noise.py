@@ -1,5 +1,6 @@
 import functools
 import http.server
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_the_address_of_a_list_is_told_and_its_query_is_not(tmp_path: Path) -> N
     (tmp_path / "list.csv").write_text("split,url\ntrain,https://me:pw@example.org/a/1.wav?key=1\n")
     assert address_of(str(tmp_path / "list.csv")) == "https://example.org/a/"
     assert address_of(str(tmp_path)) == ""
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_is_unpacked(tmp_path: Path, kind: str) -> None:
+    archive = shutil.make_archive(str(tmp_path / "noise"), kind, write_noise(tmp_path / "made", count=2))
+    splits = find_recordings(source_folder(archive, Paths("local", tmp_path)), seed=0)
+    assert {split: sorted(item.id for item in items) for split, items in splits.items()} == {
+        "train": ["fan_0.wav", "fan_1.wav"],
+        "test": ["fan_0.wav", "fan_1.wav"],
+    }
+
+
+def test_a_file_that_is_no_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "noise.txt").write_text("hum")
+    with pytest.raises(UserError, match=r"noise\.txt: neither a zip nor a tar archive"):
+        source_folder(str(tmp_path / "noise.txt"), Paths("local", tmp_path))
 
 
 def test_a_folder_is_taken_as_it_is(tmp_path: Path) -> None:

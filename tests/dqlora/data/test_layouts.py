@@ -247,6 +247,13 @@ def test_too_few_clips_are_counted(tmp_path: Path, texts: list[str], message: st
         list(read_folder(tmp_path, "test", 0))
 
 
+def test_where_no_row_can_be_used_the_first_reason_is_told(tmp_path: Path) -> None:
+    rows = "".join(f"{number}.wav,well, sentence {number}\n" for number in range(12))
+    write(tmp_path, {"metadata.csv": f"file_name,transcription\n{rows}"})
+    with pytest.raises(UserError, match=r"\(12 are not usable; the first: 3 cells where the table has 2 \(.*line 2\)"):
+        list(read_folder(tmp_path, "test", 0))
+
+
 def names_of_files(folder: Path) -> dict[str, tuple[str, str]]:
     composed, decomposed = (unicodedata.normalize(form, "Grüße") for form in ("NFC", "NFD"))
     return {  # the name in the table, the file on the disk

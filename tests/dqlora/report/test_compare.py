@@ -94,11 +94,15 @@ def test_an_experiment_that_stopped_before_evaluate_has_no_metrics_of_its_own(
     git("init", "-q")
     main = commit(None, mix="1", evaluate="1")
     stopped, whole = commit(main, mix="2", evaluate="1"), commit(main, mix="2", evaluate="2")
+    same = commit(main, mix="1", evaluate="1")  # ran nothing
     monkeypatch.chdir(tmp_path)
     rows = [row(None), row(None) | {"rev": "main"}]
-    rows += [row(name) | {"rev": rev, "typ": "branch_commit"} for name, rev in (("stopped", stopped), ("whole", whole))]
+    rows += [
+        row(name) | {"rev": rev, "typ": "branch_commit"}
+        for name, rev in (("stopped", stopped), ("whole", whole), ("same", same))
+    ]
     monkeypatch.setattr("dqlora.report.compare.exp_show", lambda num: rows)
-    assert [each["Experiment"] for each in experiments()] == [None, None, "whole"]
+    assert [each["Experiment"] for each in experiments()] == [None, None, "whole", "same"]
 
 
 def test_while_dvc_writes_an_experiment_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def make(name: str, folder: Path, labels: list[int]) -> np.ndarray:
 
 
 def test_these_are_all_targets_and_an_unknown_one_is_refused_with_their_names() -> None:
-    assert sorted(targets.TARGETS) == sorted(TARGETS)
+    assert set(TARGETS) <= set(targets.TARGETS)
     with pytest.raises(UserError, match=r"params\.yaml: distill\.target: unknown target 'letters'") as refused:
         target_of("letters")
     assert all(name in str(refused.value) for name in TARGETS) and "\n" not in str(refused.value)
