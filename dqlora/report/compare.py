@@ -1,15 +1,21 @@
-"""Experiments side by side: the headline metrics of each, and the parameters in which they differ."""
+"""Experiments side by side: headline metrics of each, and the parameters in which they differ; two of them, paired."""
 
+import json
 import subprocess
 from typing import Any
 
 import yaml
-from dvc.api import exp_show
+from dvc.api import exp_show, read
 from dvc.exceptions import DvcException
+from dvc.scm import SCMError
 from rich import box
 from rich.table import Table
 
+from dqlora.config import Paths
 from dqlora.errors import UserError, first_line
+from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
+from dqlora.evaluation.results import OTHER_SYSTEMS, SYSTEMS, in_words
+from dqlora.evaluation.test_set import CLEAN
 
 METRICS = (  # of summary.json
     *("base.clean", "clean", "lm.clean", "base.noisy", "noisy", "lm.noisy"),
@@ -53,6 +59,50 @@ def _stages(revision: str) -> dict[str, Any]:
     """What dvc.lock says of each stage at a revision; empty where there is none."""
     lock = subprocess.run(["git", "show", f"{revision}:dvc.lock"], capture_output=True, check=False)
     return (yaml.safe_load(lock.stdout) or {}).get("stages", {}) if lock.returncode == 0 else {}
+
+
+def differences(before: str, after: str) -> list[str]:
+    """How much lower WER is in one experiment than in another, on the same test clips, a line each of what was decoded.
+
+    Parameters
+    ----------
+    before, after
+        names of experiments, branches or commits; `workspace` is what lies in the folder.
+
+    Raises
+    ------
+    UserError
+        if there is no such experiment, or it did not evaluate, or the two have other test clips.
+    """
+    (first, record), (second, _) = (_tested(name) for name in (before, after))
+    clips = [[(row["id"], row["condition"], row["reference"]) for row in rows] for rows in (first, second)]
+    if clips[0] != clips[1]:
+        raise UserError(f"{before}, {after}: tested on different clips; name two experiments of one preset")
+    lines = []
+    for system, name in (SYSTEMS | OTHER_SYSTEMS).items():
+        if not system.startswith("distilled") or system not in first[0] or system not in second[0]:
+            continue
+        one, other = (score(rows, system, record["language"]) for rows in (first, second))
+        for title, conditions in (("in noise", [at for at in one if at != CLEAN]), ("clean", [CLEAN])):
+            old, new = (summed([each[at] for at in conditions]) for each in (one, other))
+            reduction = relative_wer_reduction(old, new, record["bootstrap_draws"], record["seed"])
+            lines.append(f"{name}, {title}: WER {in_words(reduction)} in {after} than in {before}")
+    return lines
+
+
+def _tested(name: str) -> tuple[list[Row], dict[str, Any]]:
+    """The predictions of the test clips in an experiment, and what `evaluate` recorded beside them."""
+    revision = None if name == "workspace" else name
+    try:
+        paths = Paths(yaml.safe_load(read("params.yaml", rev=revision))["preset"])
+        folder = (paths.metrics / "test").as_posix()
+        predictions, record = (read(f"{folder}/{file}", rev=revision) for file in ("predictions.jsonl", "record.json"))
+    except (DvcException, SCMError, OSError) as error:
+        raise UserError(
+            f"{name}: no test transcripts of it here ({first_line(error)}); name an experiment of `dqlora compare`, a "
+            "commit, or workspace"
+        ) from None
+    return [json.loads(line) for line in predictions.splitlines()], json.loads(record)
 
 
 def comparison(rows: list[Row], width: int) -> Table:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from dvc.exceptions import DvcException
+from dvc.scm import RevError
 from rich.console import Console
 
 from dqlora.errors import UserError
-from dqlora.report.compare import comparison, experiments
+from dqlora.report.compare import comparison, differences, experiments
 
 FOUND = {"base.clean": 0.073, "clean": 0.08, "lm.clean": 0.061, "base.noisy": 0.766, "noisy": 0.534}
 GAIN = {"gain": 0.303, "low": 0.251, "high": 0.36, "out_of_domain": -0.031}
@@ -103,6 +104,44 @@ def test_an_experiment_that_stopped_before_evaluate_has_no_metrics_of_its_own(
     ]
     monkeypatch.setattr("dqlora.report.compare.exp_show", lambda num: rows)
     assert [each["Experiment"] for each in experiments()] == [None, None, "whole", "same"]
+
+
+def files_of(predictions: list[dict[str, Any]]) -> dict[str, str]:
+    return {
+        "params.yaml": "preset: mini",
+        "metrics/mini/test/predictions.jsonl": "".join(json.dumps(row) + "\n" for row in predictions),
+        "metrics/mini/test/record.json": json.dumps({"language": "en", "bootstrap_draws": 500, "seed": 0}),
+    }
+
+
+def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In noise the old one has four words wrong and the new one two; on clean speech neither has any."""
+    clips = [{"id": f"{number}", "condition": condition, "reference": f"sentence {'abcdefghij'[number]}x"}
+             for number in range(10) for condition in ("clean", "5 dB")]  # fmt: skip
+
+    def heard(wrong: int) -> list[dict[str, Any]]:
+        right = [clip | {"distilled": clip["reference"], "teacher": "nothing"} for clip in clips]
+        return [row | {"distilled": "sentence"} if row["condition"] != "clean" and int(row["id"]) < wrong else row
+                for row in right]  # fmt: skip
+
+    found = {"old": files_of(heard(4)), "new": files_of(heard(2)), "other": files_of(heard(2)[2:])}
+
+    def read(path: str, rev: str | None) -> str:
+        if rev not in (*found, None):
+            raise RevError(f"unknown Git revision '{rev}'")
+        return found[rev or "new"][path]
+
+    monkeypatch.setattr("dqlora.report.compare.read", read)
+    noisy, clean = differences("old", "workspace")
+    assert noisy.startswith("Distilled student, in noise: WER 50.0 % lower [") and noisy.endswith(
+        "workspace than in old"
+    )
+    assert clean == "Distilled student, clean: WER 0.0 % lower [0.0, 0.0] in workspace than in old"
+    assert differences("new", "old")[0].startswith("Distilled student, in noise: WER 100.0 % higher [")
+    with pytest.raises(UserError, match="new, other: tested on different clips"):
+        differences("new", "other")
+    with pytest.raises(UserError, match="gone: no test transcripts of it here"):
+        differences("old", "gone")
 
 
 def test_while_dvc_writes_an_experiment_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -304,6 +304,7 @@ def test_the_card_says_what_the_teacher_transcribed(finished: Path) -> None:
     write_json(paths.metrics / "test/record.json", measured)
     card = card_of(paths)
     assert "train 1.5 h of 2.0 h, test 0.0 min of 0.0 min |" in card and warned in card
+    assert "| to write transcripts of the speech and to compare with |" in card
 
 
 def test_after_a_failed_override_the_card_is_still_the_runs(finished: Path) -> None:
