@@ -154,12 +154,12 @@ def to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def schedule(progress: float, warmup: float) -> float:
-    """Linear warm-up, then a cosine, relative to the peak; arguments are ratios of the time: passed, warm-up."""
+def schedule(progress: float, warmup: float, final: float = FINAL_RATIO) -> float:
+    """Linear warm-up, then a cosine to `final`, relative to the peak; the first two are ratios of the time."""
     if progress < warmup:
         return max(progress / warmup, 1e-3)
     cosine = (1 + math.cos(math.pi * min(1.0, (progress - warmup) / (1 - warmup)))) / 2
-    return FINAL_RATIO + (1 - FINAL_RATIO) * cosine
+    return final + (1 - final) * cosine
 
 
 def train(
@@ -186,7 +186,7 @@ def train(
     if device.type == "cuda":
         begun = time.monotonic()
         # all graphs are recorded now: later, others would wait
-        for clips, samples in reversed(speech.shapes(BATCH_SECONDS)):
+        for clips, samples in reversed(speech.shapes(args.batch_seconds)):
             student(torch.zeros(clips, samples, device=device), torch.full((clips,), samples, device=device))
         accelerator.print(f"graphs recorded in {time.monotonic() - begun:.0f} s", flush=True)
     started = saved = time.monotonic()
@@ -200,10 +200,11 @@ def train(
                 for clips in arriving.result():
                     speech.add(clips)
                 arriving = meanwhile.submit(arrivals)
-            batches, epoch = speech.epoch(BATCH_SECONDS, rng), epoch + 1
+            batches, epoch = speech.epoch(args.batch_seconds, rng), epoch + 1
         numbers, samples = batches.pop()
         audio_seconds += speech.seconds[numbers.numpy()].sum()
-        rate = args.learning_rate * schedule((time.monotonic() - started) / (deadline - started), warmup)
+        passed = (time.monotonic() - started) / (deadline - started)
+        rate = args.learning_rate * schedule(passed, warmup, args.final_ratio)
         for group in optimiser.param_groups:
             group["lr"] = rate
         waves, lengths = make_batch(speech, numbers, samples, strength, rng)
@@ -305,6 +306,8 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="a folder saved before, to continue from")
     parser.add_argument("--augment", choices=augment.STRENGTHS, default="strong")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="its peak")
+    parser.add_argument("--final-ratio", type=float, default=FINAL_RATIO, help="of the learning rate, at the end")
+    parser.add_argument("--batch-seconds", type=float, default=BATCH_SECONDS, help="of audio, padding counted")
     parser.add_argument("--dropout", type=float, default=0.1, help="after each layer and in its attention")
     parser.add_argument("--seconds", type=float, required=True, help="wall-clock time for all, loading to scoring")
     args = parser.parse_args()

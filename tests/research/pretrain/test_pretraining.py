@@ -11,7 +11,7 @@ from dqlora.models.wav2vec2 import normalise_waves
 from dqlora.training.cuda_graphs import InBfloat16
 from research.pretrain import augment
 from research.pretrain.data import Clips, Speech, encode
-from research.pretrain.train import STUDENT, AugmentedStudent, ctc, divergence, forward, make_batch
+from research.pretrain.train import STUDENT, AugmentedStudent, ctc, divergence, forward, make_batch, schedule
 from research.pretrain.voices import SAMPLE_RATE
 
 UNCHANGED = augment.Strength((1.0, 1.0), (1.0, 1.0), 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -108,3 +108,8 @@ def test_overlapped_frames_add_up_as_in_istft() -> None:
     windows = augment.overlapped(window.square().expand(1, 40, -1))
     inner = slice(augment.N_FFT // 2, augment.N_FFT // 2 + expected.shape[1])
     torch.testing.assert_close(waves[:, inner] / windows[:, inner], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_learning_rate_rises_to_its_peak_and_falls_to_the_final_ratio() -> None:
+    rates = [schedule(progress, warmup=0.1, final=0.4) for progress in (0.05, 0.1, 0.55, 1.0, 1.2)]
+    assert rates == pytest.approx([0.5, 1.0, 0.7, 0.4, 0.4])
