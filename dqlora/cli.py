@@ -55,7 +55,8 @@ def transcribe(
     hotword: HotWord = None,
     hotwords: HotWordFile = None,
     adapt: Annotated[
-        bool, typer.Option("--adapt", help="Adapt to each piece of speech first: fewer errors in noise, much slower.")
+        bool,
+        typer.Option("--adapt", help="Adapt to each piece of noisy speech first: fewer errors in noise that is new."),
     ] = False,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
