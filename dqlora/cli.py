@@ -56,7 +56,7 @@ def transcribe(
     hotwords: HotWordFile = None,
     adapt: Annotated[
         bool,
-        typer.Option("--adapt", help="Adapt to each piece of noisy speech first: fewer errors in noise that is new."),
+        typer.Option("--adapt", help="Adapt to each piece of noisy speech first: fewer errors in new noise."),
     ] = False,
 ) -> None:
     """Transcribe recordings of any format, rate, number of channels and length."""
