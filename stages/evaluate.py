@@ -1,7 +1,6 @@
 """Evaluate base student, distilled student and teacher on the same clips: metrics/<preset>, predictions.
 
-Both students are decoded greedily, and once more, as `base_lm` and `distilled_lm`, where the run decodes otherwise;
-`adapted` is the distilled one as `dqlora transcribe --adapt` has it, adapted to each clip, decoded as the run decodes.
+Both students are decoded greedily, and once more, as `base_lm` and `distilled_lm`, where the run decodes otherwise.
 """
 
 import csv
@@ -34,7 +33,6 @@ from dqlora.evaluation.results import in_words, out_of_domain_in_words
 from dqlora.evaluation.test_set import CLEAN, test_clips
 from dqlora.models.decoding import Decoder, decoder_settings, greedy, load_decoder
 from dqlora.models.gate import GatedStudent, entropy_threshold, load_distilled
-from dqlora.models.test_time_adaptation import adapted_to_clip
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features_batch, load_student
 from dqlora.progress import ProgressBar
 
@@ -56,36 +54,26 @@ def transcribe_all(
     clips: list[np.ndarray],
     decoders: dict[str, Decoder],
 ) -> list[dict[str, str]]:
-    """Both students' transcripts of int16 [samples] by each decoder, named by the student's name and the decoder's.
-
-    And `adapted`: the distilled student's, adapted to each clip, by the last of the decoders.
-    """
+    """Both students' transcripts of int16 [samples] by each decoder, named by the student's name and the decoder's."""
     device = base_of(base.model).device
-    *_, last = decoders
 
+    @torch.inference_mode()
     def transcribed(batch: list[int]) -> list[dict[str, str]]:
-        with torch.inference_mode():
-            features, frames = pad_features(cnn_features_batch(base.model, [clips[position] for position in batch]))
-            frames = frames.to(device)
-            if isinstance(distilled, GatedStudent):
-                both = distilled.with_base(features, frames)
-            else:
-                both = base(features, frames), distilled(features, frames)
-        found = []
-        for row, count in enumerate(frames.tolist()):
-            logits = {name: rows[row, :count].float() for name, rows in zip(("base", "distilled"), both, strict=True)}
-            decoded = {
-                name + suffix: decoder(rows.cpu().numpy())
+        features, frames = pad_features(cnn_features_batch(base.model, [clips[position] for position in batch]))
+        frames = frames.to(device)
+        if isinstance(distilled, GatedStudent):
+            both = distilled.with_base(features, frames)
+        else:
+            both = base(features, frames), distilled(features, frames)
+        logits = {name: rows.float().cpu().numpy() for name, rows in zip(("base", "distilled"), both, strict=True)}
+        return [
+            {
+                name + suffix: vocabulary.decode(decoder(rows[row, :count]).tolist())
                 for name, rows in logits.items()
                 for suffix, decoder in decoders.items()
             }
-            if torch.equal(*logits.values()):  # as where the gate leaves the clip to the base
-                decoded["adapted"] = decoded[f"distilled{last}"]
-            else:
-                adapted = adapted_to_clip(distilled.model, features[row, :count], vocabulary.blank)
-                decoded["adapted"] = decoders[last](adapted.cpu().numpy())
-            found.append({name: vocabulary.decode(tokens.tolist()) for name, tokens in decoded.items()})
-        return found
+            for row, count in enumerate(frames.tolist())
+        ]
 
     texts: list[dict[str, str]] = [{} for _ in clips]
     batches = inference_batches(list(map(len, clips)), device)
@@ -127,15 +115,13 @@ def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(rows: list[dict[str, Any]], systems: list[str], language: str, draws: int, seed: int) -> dict[str, Any]:
-    """WER and CER of each system, clean and in noise; how much lower it is by each step from the base on."""
+    """WER and CER of each system, clean and in noise; how much lower the distilled one's is, and with the model."""
     errors = {system: score(rows, system, language) for system in systems}
     noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in systems}
     metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in systems}
     compared = {"wer_reduction": ("base", "distilled")}
     if "distilled_lm" in systems:
         compared["lm_wer_reduction"] = ("distilled", "distilled_lm")
-    if "adapted" in systems:
-        compared["adapted_wer_reduction"] = ("distilled_lm" if "distilled_lm" in systems else "distilled", "adapted")
     for name, (before, after) in compared.items():
         metrics[name] = {
             "noisy": relative_wer_reduction(noisy[before], noisy[after], draws, seed),

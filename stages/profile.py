@@ -22,7 +22,7 @@ from dqlora.evaluation.test_set import test_clips
 from dqlora.models.decoding import Decoder, greedy, load_decoder
 
 SECONDS = 45  # of the test set: a sample is enough
-MODELS = ("base", "distilled", "adapted", "merged", "onnx", "teacher")
+MODELS = ("base", "distilled", "merged", "onnx", "teacher")
 
 Costs = dict[str, dict[str, float]]  # of a form: rtf, peak_rss_mb
 
@@ -49,7 +49,6 @@ def student_logits(model: str, paths: Paths, quantize: str) -> Callable[[np.ndar
     import torch
 
     from dqlora.models.gate import load_distilled
-    from dqlora.models.test_time_adaptation import adapted_logits
     from dqlora.models.wav2vec2 import EncoderCTC, clip_logits, load_student
 
     quieten_libraries()
@@ -59,10 +58,6 @@ def student_logits(model: str, paths: Paths, quantize: str) -> Callable[[np.ndar
         "distilled": lambda: load_distilled(paths.student, paths.adapter, quantize, cpu),
         "merged": lambda: EncoderCTC(load_student(paths.exported / "merged", "none", cpu)),
     }
-    if model == "adapted":
-        blank = Vocabulary.load(paths.student / "vocab.json").blank
-        distilled = forms["distilled"]()
-        return lambda samples: adapted_logits(distilled, samples, blank)
     student = forms[model]()
     return lambda samples: clip_logits(student, samples)
 
@@ -81,8 +76,6 @@ def measure_teacher(paths: Paths, language: str, clips: list[np.ndarray]) -> Cos
 def measure(model: str, paths: Paths, quantize: str, language: str) -> Costs:
     """The costs of one of MODELS; those of base and distilled also, as `_lm`, decoded as the run does, if not greedily.
 
-    What adapts to each clip is decoded as the run does.
-
     To be called in a process of its own.
     """
     clips = sample(paths)
@@ -91,9 +84,8 @@ def measure(model: str, paths: Paths, quantize: str, language: str) -> Costs:
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     logits = student_logits(model, paths, quantize)
     costs: Costs = {}
-    decoder = load_decoder(paths.decoder.parent, vocabulary)
-    decoders: dict[str, Decoder] = {model: decoder if model == "adapted" else greedy}
-    if model in ("base", "distilled") and decoder is not greedy:
+    decoders: dict[str, Decoder] = {model: greedy}
+    if model in ("base", "distilled") and (decoder := load_decoder(paths.decoder.parent, vocabulary)) is not greedy:
         decoders[f"{model}_lm"] = decoder
     for name, decode in decoders.items():
 

@@ -13,22 +13,19 @@ from dqlora.evaluation.metrics import Errors, count_errors, per_sentence, relati
 from dqlora.evaluation.test_set import CLEAN
 
 SYSTEMS = {"base": "Base student", "distilled": "Distilled student", "teacher": "Whisper"}
-OTHER_SYSTEMS = {  # which not every run has
-    "base_lm": "Base student, language model",
-    "distilled_lm": "Distilled student, language model",
-    "adapted": "Distilled student, adapted to each clip",
-}
+LM_SYSTEMS = {"base_lm": "Base student, language model", "distilled_lm": "Distilled student, language model"}
 SHOWN = ("base", "distilled", "distilled_lm", "teacher")  # side by side, in this order
 CLIPS_A_LIST = 6
 FEWEST_SENTENCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
 
-# one prediction: id, condition, reference, each system's transcript; noisy ones snr_db, category
+# one prediction: id, condition, reference, each system's transcript (LM_SYSTEMS' where the run has a language model);
+# noisy ones snr_db, category
 Row = dict[str, Any]
 
 
 def shown(systems: Container[str]) -> dict[str, str]:
     """Those of `systems` that stand side by side, with their names: the three, and what `dqlora transcribe` gives."""
-    return {system: (SYSTEMS | OTHER_SYSTEMS)[system] for system in SHOWN if system in systems}
+    return {system: (SYSTEMS | LM_SYSTEMS)[system] for system in SHOWN if system in systems}
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ class Scores:
     def __init__(self, rows: list[Row], language: str, draws: int, seed: int):
         self.rows, self._draws, self._seed = rows, draws, seed
         references = [row["reference"] for row in rows]
-        systems = [*SYSTEMS, *(system for system in OTHER_SYSTEMS if rows and system in rows[0])]
+        systems = [*SYSTEMS, *(system for system in LM_SYSTEMS if rows and system in rows[0])]
         self.errors = {system: count_errors(references, [row[system] for row in rows], language) for system in systems}
 
     def by(self, field: str, noisy_only: bool) -> list[Group]:

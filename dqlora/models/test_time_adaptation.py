@@ -76,26 +76,6 @@ def adapting(model: nn.Module, features: Tensor, blank: int, learning_rate: floa
         optimiser.step()
 
 
-def adapted_to_clip(
-    model: nn.Module,
-    features: Tensor,
-    blank: int,
-    sound: slice = EVERY_FRAME,
-    steps: int = STEPS,
-    learning_rate: float = LEARNING_RATE,
-) -> Tensor:
-    """Logits [frames, vocabulary] of a clip's CNN features [frames, conv_dim] after `steps` of `adapting`.
-
-    They stay as they are where the model knows hardly anything of the clip, by the frames in `sound`.
-    """
-    after = adapting(model, features, blank, learning_rate)
-    logits = next(after)
-    entropy = mean_entropy(logits[None], torch.tensor([len(logits)], device=logits.device), sound).item()
-    if steps == 0 or entropy > MOST_UNCERTAIN:
-        return logits
-    return next(itertools.islice(after, steps - 1, None))
-
-
 def adapted_logits(
     student: EncoderCTC,
     samples: np.ndarray,
@@ -104,17 +84,23 @@ def adapted_logits(
     steps: int = STEPS,
     learning_rate: float = LEARNING_RATE,
 ) -> np.ndarray:
-    """`adapted_to_clip` of float32 [samples] at 16 kHz, where the base of a gated student is not certain of them.
+    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz, after `steps` of `adapting`.
 
-    `sound` is as `clip_logits` has it; of a clip shorter than a frame there are no logits.
+    They stay as they are where a gated student's base is certain of the clip, and where the student knows hardly
+    anything of it; both are judged by the frames in `sound`, as `clip_logits` has it. A clip shorter than a frame has
+    none.
     """
     if frames_of(base_of(student.model).config, len(samples)) == 0:
         return clip_logits(student, samples)
     features = cnn_features(student.model, samples)
+    frames = torch.tensor([len(features)], device=features.device)
     if isinstance(student, GatedStudent):
-        frames = torch.tensor([len(features)], device=features.device)
         with torch.inference_mode():
             base = student.base(features[None], frames)
         if mean_entropy(base, frames, sound).item() <= student.threshold:
             return base[0].float().cpu().numpy()
-    return adapted_to_clip(student.model, features, blank, sound, steps, learning_rate).cpu().numpy()
+    after = adapting(student.model, features, blank, learning_rate)
+    logits = next(after)
+    if steps and mean_entropy(logits[None], frames, sound).item() <= MOST_UNCERTAIN:
+        logits = next(itertools.islice(after, steps - 1, None))
+    return logits.cpu().numpy()

@@ -14,7 +14,7 @@ from rich.table import Table
 from dqlora.config import Paths
 from dqlora.errors import UserError, first_line
 from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
-from dqlora.evaluation.results import OTHER_SYSTEMS, SYSTEMS, in_words
+from dqlora.evaluation.results import LM_SYSTEMS, SYSTEMS, in_words
 from dqlora.evaluation.test_set import CLEAN
 
 METRICS = (  # of summary.json
@@ -79,7 +79,7 @@ def differences(before: str, after: str) -> list[str]:
     if clips[0] != clips[1]:
         raise UserError(f"{before}, {after}: tested on different clips; name two experiments of one preset")
     lines = []
-    for system, name in (SYSTEMS | OTHER_SYSTEMS).items():
+    for system, name in (SYSTEMS | LM_SYSTEMS).items():
         if not system.startswith("distilled") or system not in first[0] or system not in second[0]:
             continue
         one, other = (score(rows, system, record["language"]) for rows in (first, second))

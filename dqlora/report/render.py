@@ -17,7 +17,7 @@ from dqlora.evaluation.metrics import CONFIDENCE
 from dqlora.evaluation.results import (
     CLEAN,
     FEWEST_SENTENCES,
-    OTHER_SYSTEMS,
+    LM_SYSTEMS,
     SYSTEMS,
     Estimate,
     Row,
@@ -38,7 +38,6 @@ FORMS = {  # of what transcribes: name, and the system it is made of
     "base_lm": ("base student, language model", "base"),
     "distilled": ("distilled student", "distilled"),
     "distilled_lm": ("distilled student, language model", "distilled"),
-    "adapted": ("distilled student, adapted to each clip", "distilled"),
     "merged": ("distilled, merged, always on", "distilled"),
     "onnx": ("distilled, ONNX int8", "distilled"),
     "teacher": ("Whisper", "teacher"),
@@ -133,7 +132,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
             condition: {"wer": scores.overall(condition == "noisy"), "cer": scores.overall(condition == "noisy", "cer")}
             for condition in ("noisy", CLEAN)
         },
-        others=[system for system in OTHER_SYSTEMS if system in scores.errors],
+        lm_systems={system: name for system, name in LM_SYSTEMS.items() if system in scores.errors},
         reductions=reductions,
         verdicts={condition: verdict(reduction) for condition, reduction in reductions.items()},
         out_of_domain=OUT_OF_DOMAIN in inputs.evaluate,

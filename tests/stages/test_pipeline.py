@@ -269,7 +269,7 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     # random students: whether the language model helps them, on few clips, differs from CPU to CPU
     decoder = json.loads((project / OUTPUTS["fit_decoder"]).read_text())
     lm = {"base_lm", "distilled_lm", "lm_wer_reduction"} if decoder["method"] == "beam" else set()
-    names = {"base", "distilled", "adapted", "wer_reduction", "adapted_wer_reduction", "out_of_domain"} | lm
+    names = {"base", "distilled", "wer_reduction", "out_of_domain"} | lm
     assert set(evaluate) == names | {"teacher", "adapter_mb"}
     other = evaluate["out_of_domain"]
     assert set(other) == names - {"out_of_domain"} and set(other["wer_reduction"]) == {"noisy", "clean"}
@@ -277,7 +277,7 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
     assert {"steps", "trainable_parameters", "trainable_ratio", "rejected"} <= set(train)
     memory = {"peak_rss_mb", "peak_gpu_mb"}
     costs = json.loads((project / "metrics/fleurs/costs.json").read_text())
-    students = {"distilled", "base_lm", "distilled_lm", "adapted"} & set(evaluate)
+    students = {"distilled", "base_lm", "distilled_lm"} & set(evaluate)
     assert {name: set(found) for name, found in costs.items()} == {
         name: {"rtf", "peak_rss_mb"} for name in ({"base", "merged", "onnx", "teacher"} | students)
     }  # fmt: skip

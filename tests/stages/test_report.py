@@ -282,23 +282,8 @@ def test_with_a_language_model_both_students_stand_once_more(run: Paths) -> None
     text = shown(html)
     assert "With the language model, as dqlora transcribe writes: noisy WER 4.6 %" in text
     assert "Distilled student, language model 0 errors in" in text
-    assert "adapted" not in text
     for chart in ("Word error rate by SNR", "Word error rate by noise"):
         assert 'class="mark distilled_lm"' in html[html.index(chart) :].partition("</svg>")[0]
-
-
-def test_what_adapting_to_each_clip_gives_stands_in_the_headline_and_among_the_choices(run: Paths) -> None:
-    predictions = run.metrics / "test" / "predictions.jsonl"
-    rows = [json.loads(line) | {"adapted": "nothing like it"} for line in predictions.read_text().splitlines()]
-    predictions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    rates = {"clean": {"wer": 0.0123}, "noisy": {"wer": 0.0456}}
-    write_json(run.metrics / "evaluate.json", metrics(low=0.021, high=0.186) | {"adapted": rates})
-    write_json(
-        run.costs, {name: {"rtf": rtf, "peak_rss_mb": 812.3} for name, rtf in (("distilled", 0.1), ("adapted", 0.2))}
-    )
-    text = shown(page(run))
-    assert "Adapted to each clip first, as dqlora transcribe --adapt writes: noisy WER 4.6 %" in text
-    assert "B distilled student, adapted to each clip 0.200 812 4.6 % 1.2 %" in text
 
 
 COSTS = {  # RTF and MB; merged is dearer and worse than onnx, and so no choice
