@@ -254,6 +254,8 @@ def _each(names: list[str], do: Callable[[str], object]) -> list[str]:
 
 def _check_exists(name: str) -> None:
     """Raise OSError if a recording cannot be opened. A pipe is not tried: it can be opened only once."""
+    if Path(name).is_dir():
+        raise UserError("a folder; give FOLDER/*.wav")
     if name != "-" and not Path(name).is_fifo():
         Path(name).open("rb").close()
 

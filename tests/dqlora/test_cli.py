@@ -102,7 +102,7 @@ def test_no_transcript_replaces_another(others: tuple[str, ...], form: str, spee
 def test_bad_files_are_named_and_the_others_transcribed(speech: Path) -> None:
     bad = {
         "missing.wav": (None, "No such file or directory"),
-        "folder.wav": ("folder", "Is a directory"),
+        "folder.wav": ("folder", "a folder; give FOLDER/*.wav"),
         "text.wav": (b"not a sound " * 100, "not readable as audio"),
         "empty.wav": (b"", "empty file"),
         "cut.wav": (wav_bytes(tone(2.0))[:9000], "truncated file"),
@@ -217,7 +217,7 @@ finally:
         (["transcribe", "talk.wav", "note.txt", "--format", "srt"], 1, "several files need --output FOLDER", False),
         (["transcribe", "talk.wav", "a/talk.mp3", "--output", "out"], 1, "would both be written to", False),
         (["transcribe", "gone.wav"], 1, "error: gone.wav: No such file or directory\n", False),
-        (["transcribe", "gone.wav", "folder.wav"], 1, "error: folder.wav: Is a directory\n", False),
+        (["transcribe", "gone.wav", "folder.wav"], 1, "error: folder.wav: a folder; give FOLDER/*.wav\n", False),
         (["transcribe", "gone.wav", "--model", "nowhere"], 1, "error: gone.wav: No such file or directory\n", False),
         (["transcribe", "note.txt", "--model", "nowhere"], 1, "error: --model nowhere: no such folder;", False),
         (["transcribe", "talk.wav", "--model", "."], 1, "error: --model .: no model in this folder;", False),
