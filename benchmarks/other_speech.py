@@ -50,9 +50,9 @@ def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recognise
                 row: dict[str, Any] = {"condition": condition, "reference": text}
                 for name, system in systems.items():
                     logits = system.logits(heard)
-                    decoders = {name: greedy, f"{name}_lm": system.decoder}
-                    if name == "adapted":
-                        decoders = {name: system.decoder}
+                    decoders = {name: system.decoder if name == "adapted" else greedy}
+                    if name == "distilled" and system.decoder is not greedy:
+                        decoders["distilled_lm"] = system.decoder
                     row |= {
                         named: system.vocabulary.decode(decoder(logits).tolist()) for named, decoder in decoders.items()
                     }

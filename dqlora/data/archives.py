@@ -59,13 +59,16 @@ def extract_archive(archive: Path, folder: Path) -> list[Path]:
         raise UserError(f"{archive}: {error}; unpack it yourself and point noise.path at the folder") from None
     except tarfile.ReadError:
         raise UserError(
-            f"{archive}: neither a zip nor a tar archive, or damaged; delete it to fetch it again, or unpack it "
-            "yourself and point noise.path at the folder"
+            f"{archive}: neither a zip nor a tar archive, or damaged; give a whole one (in downloads/ it is "
+            "fetched again once you delete it), or unpack it yourself and point noise.path at the folder"
         ) from None
     except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(f"{archive}: damaged or cut short ({error}); delete it to fetch it again") from None
+        raise UserError(
+            f"{archive}: damaged or cut short ({error}); give a whole one (in downloads/ it is "
+            "fetched again once you delete it)"
+        ) from None
     if not paths:
         raise UserError(f"{archive}: holds no audio ({', '.join(sorted(AUDIO_SUFFIXES))}); name another archive")
     return sorted(set(paths))

@@ -80,7 +80,7 @@ def test_a_bomb_is_refused(tmp_path: Path, kind: str, monkeypatch: pytest.Monkey
 def test_a_cut_archive_is_named_with_a_way_out(tmp_path: Path, kind: str, ratio: float) -> None:
     archive = write(tmp_path / f"a.{kind}", *(f"{number}.wav" for number in range(8)))
     archive.write_bytes(archive.read_bytes()[: round(ratio * archive.stat().st_size)])
-    with pytest.raises(UserError, match=r"delete it to fetch it again"):
+    with pytest.raises(UserError, match=r"give a whole one \(in downloads/ it is fetched again once you delete it\)"):
         extract_archive(archive, tmp_path / "out")
 
 
