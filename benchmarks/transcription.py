@@ -10,10 +10,12 @@ folder of recordings; without it, only clean speech is measured. Prints WER in %
   they are clean), by the command's path. Each word counts for the clip that it stands nearest to.
 
 All three hear the same samples of a clip; last stands how much lower the joined WER is than that of whole clips, with
-the interval of a paired bootstrap over sentences. Without SPEECH the joined recording has 13 minutes.
+the interval of a paired bootstrap over sentences. A draw is an order of the clips, their pauses and their noise; what a
+clip draws depends on its folder's name and its place there. Without SPEECH a joined recording has 13 minutes.
 """
 
 import io
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -30,7 +32,7 @@ from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import count_errors, per_sentence, relative_wer_reduction
 from dqlora.evaluation.results import in_words
 from dqlora.progress import ProgressBar
-from dqlora.seeding import generator_for
+from dqlora.seeding import generator_for, seed_for
 from dqlora.transcription.recogniser import Recogniser, load_recogniser, transcribe_file
 from dqlora.transcription.words import Word, text_of
 
@@ -52,19 +54,20 @@ def both_ways(recogniser: Recogniser, clip: np.ndarray) -> tuple[str, str]:
 
 
 def join(
-    clips: list[np.ndarray], noises: list[np.ndarray], snr_db: float, rng: np.random.Generator
+    clips: list[np.ndarray], noises: list[np.ndarray], snr_db: float, generators: list[np.random.Generator]
 ) -> tuple[np.ndarray, np.ndarray]:
     """One recording of all clips with pauses around each, and where in it each clip begins (samples).
 
-    If there are `noises`, one goes through a clip and the pause before it, at a gain that the clip's SNR sets, and
-    fades into the next one in the pause after it.
+    A clip's generator draws what belongs to it, the last one's the last pause too. If there are `noises`, one goes
+    through a clip and the pause before it, at a gain that the clip's SNR sets, and fades into the next one in the pause
+    after it.
     """
-    pauses = [round(seconds * SAMPLE_RATE) for seconds in rng.uniform(*PAUSE, len(clips) + 1)]
+    pauses = [round(rng.uniform(*PAUSE) * SAMPLE_RATE) for rng in [*generators, generators[-1]]]
     ends = np.cumsum([pause + len(clip) for pause, clip in zip(pauses, clips, strict=False)])
     begins = ends - [len(clip) for clip in clips]
     joined = np.zeros(ends[-1] + pauses[-1], np.float32)
     ramp = np.linspace(0, 1, FADE, dtype=np.float32)
-    for clip, pause, begin, end in zip(clips, pauses, begins, ends, strict=False):
+    for clip, pause, begin, end, rng in zip(clips, pauses, begins, ends, generators, strict=False):
         joined[begin:end] += clip
         if noises:
             noise = fit_noise(noises[rng.integers(len(noises))], pause + len(clip) + FADE, rng)
@@ -76,52 +79,80 @@ def join(
     return to_float32(to_int16(joined)), begins
 
 
+@dataclass(frozen=True)
+class Clip:
+    """float32 [samples] and its text; `ids` are its folder's name and its place there."""
+
+    corpus: str
+    ids: tuple[str, int]
+    samples: np.ndarray
+    text: str
+
+
+def load(folder: Path | None, limit: int | None) -> list[Clip]:
+    """The first clips of a folder with a metadata.csv; without one, the mini corpus' test clips."""
+    corpus = str(folder or "mini")
+    name = "/".join(Path(corpus).resolve().parts[-2:]) if folder else corpus
+    clips = list(zip(*load_clips(folder), strict=True))[:limit]
+    return [Clip(corpus, (name, at), *clip) for at, clip in enumerate(clips)]
+
+
+def three_ways(
+    recogniser: Recogniser, clips: list[Clip], noises: list[np.ndarray], snr_db: float, draw: str
+) -> list[tuple[str, str, str]]:
+    """The transcripts of each clip: whole, by the command, and by the command from one recording of all clips."""
+    order = sorted(range(len(clips)), key=lambda at: seed_for(0, "order", *clips[at].ids, draw))
+    generators = [generator_for(0, "joined", *clips[at].ids, draw) for at in order]
+    recording, begins = join([clips[at].samples for at in order], noises, snr_db, generators)
+    ends = begins + [len(clips[at].samples) for at in order]
+    heard = [recording[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    alone = map_on_cores(partial(both_ways, recogniser), heard, recogniser.device)
+    found = dict(zip(order, ProgressBar(alone, draw, len(order), leave=False), strict=True))
+    words = transcribe(recogniser, recording)
+    nearest = np.searchsorted(
+        (ends[:-1] + begins[1:]) / 2, [(word.start + word.end) / 2 * SAMPLE_RATE for word in words]
+    )
+    joined = {
+        at: text_of([word for word, near in zip(words, nearest, strict=True) if near == place])
+        for place, at in enumerate(order)
+    }
+    return [(*found[at], joined[at]) for at in range(len(clips))]
+
+
 def main(
     speech: Annotated[list[Path] | None, typer.Argument(help="Folders with metadata.csv.")] = None,
     noise: Annotated[Path | None, typer.Option(help="A folder of noise recordings.")] = None,
     snr_db: Annotated[float, typer.Option(help="Of speech to that noise.")] = 10.0,
     model: Annotated[str, typer.Option(help="As dqlora transcribe takes it.")] = "presets/mini/student",
     language: Annotated[str, typer.Option(help="How transcripts are scored.")] = "en",
-    clips: Annotated[int | None, typer.Option(help="So many of each folder; else all.")] = None,
+    limit: Annotated[int | None, typer.Option("--clips", help="So many of each folder; else all.")] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Joined recordings, each of all clips.")] = 1,
 ) -> None:
     quieten_libraries()
     recogniser = load_recogniser(model, default_device())
     noises = [read_audio(path) for path in sorted(noise.iterdir())] if noise else []
-    corpora = {str(folder or "mini"): load_clips(folder) for folder in [None, *(speech or [])]}
-    samples = [each for folder, _ in corpora.values() for each in folder[:clips]]
-    texts = [each for _, folder in corpora.values() for each in folder[:clips]]
-    names = [name for name, (folder, _) in corpora.items() for _ in folder[:clips]]
+    clips = [clip for folder in [None, *(speech or [])] for clip in load(folder, limit)]
 
-    def cells(found: list[list[str]], name: str | None = None) -> str:
-        chosen = [at for at in range(len(texts)) if name in (None, names[at])]
-        references = [texts[at] for at in chosen]
-        errors = [count_errors(references, [hypotheses[at] for at in chosen], language) for hypotheses in found]
-        whole, *_, joined = (per_sentence(each, references) for each in errors)
+    def row(heard: list[tuple[Clip, tuple[str, str, str]]]) -> str:
+        references = [clip.text for clip, _ in heard]
+        errors = [
+            count_errors(references, list(each), language) for each in zip(*(found for _, found in heard), strict=True)
+        ]
+        whole, _, joined = (per_sentence(each, references) for each in errors)
         reduction = in_words(relative_wer_reduction(whole, joined, BOOTSTRAP, 0))
-        return " | ".join([str(len(chosen)), *(f"{100 * each.wer:.1f}" for each in errors), reduction])
+        return " | ".join([str(len(heard)), *(f"{100 * each.wer:.1f}" for each in errors), reduction])
 
     print("| | clips | whole | transcribe | joined | joined than whole |\n|" + " --- |" * 6)
     for condition, used in {"clean": [], f"{snr_db:g} dB": noises}.items():
         if condition != "clean" and not used:
             continue
-        rng = generator_for(0, "transcription", condition)
-        order = rng.permutation(len(samples))
-        recording, begins = join([samples[at] for at in order], used, snr_db, rng)
-        ends = begins + [len(samples[at]) for at in order]
-        clips_heard = [recording[begin:end] for begin, end in zip(begins, ends, strict=True)]
-        found = map_on_cores(partial(both_ways, recogniser), clips_heard, recogniser.device)
-        whole, single, joined = ([""] * len(samples) for _ in range(3))
-        for at, texts_of_clip in zip(order, ProgressBar(found, condition, len(order), leave=False), strict=True):
-            whole[at], single[at] = texts_of_clip
-        words = transcribe(recogniser, recording)
-        middles = np.array([(word.start + word.end) / 2 * SAMPLE_RATE for word in words])
-        nearest = np.searchsorted((ends[:-1] + begins[1:]) / 2, middles)
-        for place, at in enumerate(order):
-            joined[at] = text_of([word for word, near in zip(words, nearest, strict=True) if near == place])
-        for name in corpora:
-            print(f"| {name}, {condition} | {cells([whole, single, joined], name)} |", flush=True)
-        minutes = len(recording) / SAMPLE_RATE / 60
-        print(f"| all, {condition}, joined {minutes:.0f} min | {cells([whole, single, joined])} |", flush=True)
+        found = [three_ways(recogniser, clips, used, snr_db, f"{condition}, {draw}") for draw in range(draws)]
+        heard = [pair for each in found for pair in zip(clips, each, strict=True)]
+        for corpus in dict.fromkeys(clip.corpus for clip in clips):
+            print(
+                f"| {corpus}, {condition} | {row([pair for pair in heard if pair[0].corpus == corpus])} |", flush=True
+            )
+        print(f"| all, {condition} | {row(heard)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -124,9 +124,9 @@ def main(
     corpora = [list(zip(*load_clips(folder), strict=True)) for folder in speech]
     clips = [each for corpus in corpora for each in (corpus[:: -(-len(corpus) // limit)] if limit else corpus)]
     for condition, used in {"clean": [], f"{snr_db:g} dB": noises}.items():
-        rng = generator_for(0, "pauses", condition)
-        order = rng.permutation(len(clips))
-        joined, begins = join([clips[at][0] for at in order], used, snr_db, rng)
+        order = generator_for(0, "pauses", condition).permutation(len(clips))
+        generators = [generator_for(0, "pauses", condition, at) for at in order]
+        joined, begins = join([clips[at][0] for at in order], used, snr_db, generators)
         ends = begins + [len(clips[at][0]) for at in order]
         texts = [clips[at][1] for at in order]
         recording = Recording(begins / SAMPLE_RATE, ends / SAMPLE_RATE, texts, transcribe(recogniser, joined))

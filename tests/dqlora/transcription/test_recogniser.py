@@ -61,7 +61,7 @@ def test_joined_clips_have_the_errors_of_each_alone(
     if "shared" in speech:
         request.getfixturevalue("shared")
     clips, texts = (each[:24] for each in load_clips(ROOT / speech if "shared" in speech else None))
-    joined, begins = join(clips, [], 0, np.random.default_rng(0))
+    joined, begins = join(clips, [], 0, [np.random.default_rng(at) for at in range(len(clips))])
     words = transcribe_file(mini, wav(joined))
     alone = [transcribe_file(mini, wav(clip)) for clip in clips]
     together = count_errors([" ".join(texts)], [text_of(words)], "en").wer
@@ -144,7 +144,7 @@ def test_only_a_long_recording_loses_what_is_uncertain(
 ) -> None:
     monkeypatch.setattr(module, "LEAST_CONFIDENCE", 0.8)
     one = transcribe_file(mini, wav(clips[0]))
-    many = transcribe_file(mini, wav(join(clips[:6], [], 0, np.random.default_rng(0))[0]))
+    many = transcribe_file(mini, wav(join(clips[:6], [], 0, [np.random.default_rng(at) for at in range(6)])[0]))
     assert min(word.confidence for word in one) < 0.8 <= min(word.confidence for word in many)
 
 
