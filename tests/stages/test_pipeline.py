@@ -29,8 +29,8 @@ from tests.warm_python import warm_python
 STAGES = (
     "fetch_models",
     "fetch_speech",
-    "pseudo_label",
     "fetch_noise",
+    "pseudo_label",
     "mix",
     "extract_features",
     "encode_teacher",

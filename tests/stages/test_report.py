@@ -125,7 +125,7 @@ def test_numbers_are_the_metrics(run: Paths) -> None:
     for _, (clean, noisy) in WER.items():
         assert f"{clean:.1%}".replace("%", " %") in text
         assert f"{noisy:.1%}".replace("%", " %") in text
-    assert "In noise: 10.3 % [2.1, 18.6] % (positive: fewer words wrong than the base student)" in text
+    assert "In noise: 10.3 % [2.1, 18.6] (positive: fewer words wrong than the base student)" in text
     assert "Better: distilled, the student gets fewer words wrong in noise." in text
     assert "Preset tiny, lambda_distill 0.25, seed 7" in text
     assert "distillation (distill.target base_features)" in text
@@ -150,7 +150,7 @@ def test_verdict_follows_the_interval(run: Paths, low: float, high: float, said:
     text = shown(page(run))
     assert said in text
     assert "Better:" not in text
-    assert f"[{low * 100:.1f}, {high * 100:.1f}] %".replace("-", "−") in text
+    assert f"[{low * 100:.1f}, {high * 100:.1f}]".replace("-", "−") in text
 
 
 def test_what_it_does_out_of_domain_stands_in_the_headline_and_in_the_last_line(
@@ -163,7 +163,7 @@ def test_what_it_does_out_of_domain_stands_in_the_headline_and_in_the_last_line(
     write_json(run.metrics / "evaluate.json", metrics(0.021, 0.186) | {"out_of_domain": other})
     text = shown(page(run))
     assert "Out of domain, on speech and noise neither trained nor chosen on: noisy WER" in text
-    assert "[−8.0, −1.0] % , worse; clean" in text
+    assert "[−8.0, −1.0] , worse; clean" in text
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("warning: out of domain: noisy WER 4.4 % higher [1.0, 8.0]")
 
