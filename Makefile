@@ -16,6 +16,7 @@ RUNS ?= --steps 350 --finalist-steps 1000
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "setting up .venv: some five minutes"
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --disable-pip-version-check -c constraints.txt -e '.[mini,plots,dev]'
 	$(BIN)/python -m dqlora.report.plots_page .venv/plots.html

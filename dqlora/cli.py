@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -31,6 +32,7 @@ HotWord = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A name or term to listen for; may be given again.")
 ]
 HotWordFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A text file of them, one a line.")]
+NAMED = 10  # hot words in one line
 INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
 
 
@@ -81,14 +83,19 @@ def transcribe(
     except UserError as error:
         _fail(str(error))
 
+    said: list[str] = []
+
     def transcribe_one(name: str) -> None:
         words = _transcribe(recogniser, name)
+        said.extend(word.text for word in words)
         if output is None:
             print(_format(name, words, form, named=len(files) > 1), end="", flush=True)
         else:
             atomic_write(_written_to(name, output, form), _format(name, words, form, named=False))
 
-    if len(_each(usable, transcribe_one)) < len(files):
+    done = _each(usable, transcribe_one)
+    _name_missing(names, recogniser, said)
+    if len(done) < len(files):
         raise typer.Exit(1)
 
 
@@ -168,6 +175,8 @@ def push(
     """Put the adapter of params.yaml's preset on the hub, with a model card of what its run recorded."""
     from dqlora.config import Paths, load_params, load_preset
 
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        _fail(f"push {repository}: no name of a repository; write owner/name, owner being you or an organisation")
     try:
         params = load_params()
         preset, paths = load_preset(params.preset), Paths(params.preset)
@@ -226,6 +235,19 @@ def _hot_words(words: list[str] | None, file: Path | None) -> list[str]:
     except (OSError, UnicodeDecodeError):
         raise UserError(f"--hotwords {file}: no text file in UTF-8 there; give one, a name a line") from None
     return [*(words or []), *(line.strip() for line in lines if line.strip())]
+
+
+def _name_missing(names: list[str], recogniser: "Recogniser", said: list[str]) -> None:
+    """Say which of the hot words given are in none of the transcripts."""
+    from dqlora.models.decoding import HotWords
+
+    if names and isinstance(recogniser.decoder, HotWords):
+        text = f" {' '.join(said)} "
+        written = recogniser.decoder.hotwords[-len(names) :]
+        missing = [name for name, word in zip(names, written, strict=True) if word not in text]
+        if missing:
+            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+            print(f"hot words not heard: {', '.join(missing[:NAMED])}{more}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:

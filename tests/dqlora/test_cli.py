@@ -167,7 +167,16 @@ def test_hot_words_that_cannot_be_used_take_one_line(options: tuple[str, str], r
 def test_hot_words_come_from_the_command_line_and_from_a_file(speech: Path) -> None:
     (speech / "names.txt").write_text("Kowalski\n\nvolcanic ash\n", encoding="utf-8")
     options = ("--hotword", "Nguyen", "--hotwords", str(speech / "names.txt"))
-    assert run(str(speech / "one.wav"), *options) == run(str(speech / "one.wav"))
+    code, out, error = run(str(speech / "one.wav"), *options)
+    assert (code, out) == run(str(speech / "one.wav"))[:2]
+    assert error.endswith("hot words not heard: Nguyen, Kowalski, volcanic ash\n")
+    word = out.split()[-1]
+    _, _, error = run(
+        str(speech / "one.wav"), "--hotword", word.upper(), *(f"--hotword=name {letter}" for letter in "abcdefghijkl")
+    )
+    assert error.endswith(
+        "hot words not heard: " + ", ".join(f"name {letter}" for letter in "abcdefghij") + " and 2 more\n"
+    )
 
 
 def test_subtitles_of_several_files_need_a_folder(speech: Path) -> None:
@@ -228,6 +237,7 @@ finally:
         (["demo", "--model", "nowhere"], 1, "error: params.yaml: no such file; run from the project's root", False),
         (["export", "out"], 1, "error: no trained run here", False),
         (["export", "out", "--model", "."], 1, "error: .: no trained adapter; run `dvc repro`, or name", False),
+        (["push", "owner", "--card"], 1, "error: push owner: no name of a repository; write owner/name", False),
         (["push", "owner/name", "--card"], 1, "error: params.yaml: no such file; run from the project's root", False),
         (["demo", "--port", "99999"], 2, "should be less than or equal to 65535", False),
     ],
