@@ -2,7 +2,7 @@
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -113,6 +113,32 @@ def pad_waves(clips: Sequence[np.ndarray], device: torch.device, longest: int | 
         row[len(clip) :] = 0
     waves = padded.to(device, non_blocking=True).float()
     return waves.div_(32768) if dtype == torch.int16 else waves
+
+
+def fetched(tensor: Tensor) -> Callable[[], np.ndarray]:
+    """Starts a tensor on its way to the CPU's memory; what it returns waits for it, and gives it as an array."""
+    if tensor.device.type != "cuda":
+        return tensor.numpy
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    there.copy_(tensor, non_blocking=True)
+    ready = torch.cuda.Event()
+    ready.record()
+
+    def values() -> np.ndarray:
+        ready.synchronize()
+        return there.numpy()
+
+    return values
+
+
+def once_the_next_began(started: Iterable[Item]) -> Iterator[Item]:
+    """Each item after the next one was drawn, whose work a GPU does while this one's result is taken."""
+    waiting: list[Item] = []
+    for item in started:
+        if waiting:
+            yield waiting.pop()
+        waiting.append(item)
+    yield from waiting
 
 
 def _padded(rows: list[np.ndarray | Tensor], clips: int, longest: int, pinned: bool) -> tuple[Tensor, Tensor]:

@@ -154,7 +154,7 @@ class RaggedArrayWriter:
 
     def append(self, values: np.ndarray, **fields: Any) -> None:
         assert values.shape[1:] == self._tail, (values.shape, self._tail)
-        self._values.write(np.ascontiguousarray(values, self._dtype).tobytes())
+        self._values.write(np.ascontiguousarray(values, self._dtype).data)
         item = {**fields, "start": self._length, "length": len(values)}
         self._index.write(json.dumps(item, ensure_ascii=False) + "\n")
         self._length += len(values)

@@ -147,6 +147,8 @@ def cnn_features(model: nn.Module, samples: np.ndarray) -> Tensor:
 def cnn_features_batch(model: nn.Module, clips: Sequence[np.ndarray]) -> list[Tensor]:
     """`cnn_features` of each clip, computed at once: on a GPU, one alone is little more than launches of kernels.
 
+    A GPU computes them in float16.
+
     Parameters
     ----------
     clips
@@ -155,26 +157,21 @@ def cnn_features_batch(model: nn.Module, clips: Sequence[np.ndarray]) -> list[Te
     if len(clips) == 1:
         return [cnn_features(model, to_float32(clips[0]))]
     base = base_of(model)
-    waves = pad_waves(clips, base.device)
-    frames = torch.tensor([len(clip) for clip in clips], device=base.device)
-    hidden = normalise_waves(waves, frames).to(base.dtype)[:, None]  # [clips, 1, samples]
-    for layer in backbone_of(base).feature_extractor.conv_layers:
-        frames = (frames - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1
-        if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
-            hidden = layer.activation(norm_over_time(layer.layer_norm, layer.conv(hidden), frames))
-        else:
-            hidden = layer(hidden)
+    counts = [len(clip) for clip in clips]
+    waves = normalise_waves(pad_waves(clips, base.device), torch.tensor(counts, device=base.device))
+    hidden = waves.to(base.dtype)[:, None]  # [clips, 1, samples]
+    with torch.autocast(base.device.type, torch.float16, enabled=base.device.type == "cuda"):
+        for layer in backbone_of(base).feature_extractor.conv_layers:
+            counts = [(count - layer.conv.kernel_size[0]) // layer.conv.stride[0] + 1 for count in counts]
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):  # over a clip's own frames
+                hidden = layer.conv(hidden)
+                for row, count in zip(hidden, counts, strict=True):
+                    row[:, :count] = layer.layer_norm(row[None, :, :count])[0]
+                hidden = layer.activation(hidden)
+            else:
+                hidden = layer(hidden)
     rows = hidden.transpose(1, 2).contiguous()
-    return [row[:count] for row, count in zip(rows, frames.tolist(), strict=True)]
-
-
-def norm_over_time(norm: nn.GroupNorm, hidden: Tensor, frames: Tensor) -> Tensor:
-    """A group norm of one channel a group, [clips, channels, longest], over each clip's own `frames`, int64 [clips]."""
-    inside = length_mask(frames, hidden.shape[2])[:, None]
-    count = frames[:, None, None]
-    centred = hidden - (hidden * inside).sum(-1, keepdim=True) / count
-    variance = (centred.square() * inside).sum(-1, keepdim=True) / count
-    return centred / (variance + norm.eps).sqrt() * norm.weight[:, None] + norm.bias[:, None]
+    return [row[:count] for row, count in zip(rows, counts, strict=True)]
 
 
 def project_features(backbone: Any, features: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The teacher: a frozen Whisper. Its encoder gives features, its decoder transcripts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneratio
 from transformers.modeling_outputs import BaseModelOutput
 
 from dqlora.data.audio import FRAMES_PER_SECOND, SAMPLE_RATE
-from dqlora.data.batching import pad_waves
+from dqlora.data.batching import fetched, once_the_next_began, pad_waves
 from dqlora.errors import UserError, first_line
 from dqlora.models.languages import whisper_language
 
@@ -97,24 +97,18 @@ class Teacher:
         windows = [min(WINDOW, math.ceil(len(clip) / SAMPLE_RATE + MARGIN)) for clip in clips]
         features: list[np.ndarray] = [np.empty(0)] * len(clips)
 
-        def collect(batch: list[int], hidden: Tensor, ready: Any) -> None:
-            if ready is not None:
-                ready.synchronize()
-            for number, rows in zip(batch, hidden.numpy(), strict=True):
-                features[number] = rows[: math.ceil(FRAMES_PER_SECOND * len(clips[number]) / SAMPLE_RATE)]
+        def started() -> Iterator[tuple[list[int], Callable[[], np.ndarray]]]:
+            for seconds in sorted(set(windows)):
+                same = [number for number, window in enumerate(windows) if window == seconds]
+                at_once = max(1, BATCH_SECONDS[self.model.device.type] // seconds)
+                for start in range(0, len(same), at_once):
+                    batch = same[start : start + at_once]
+                    hidden = self._encoder(self.log_mel([clips[number] for number in batch], seconds))
+                    yield batch, fetched(hidden.half())
 
-        under_way: list[tuple[list[int], Tensor, Any]] = []  # on a GPU, one batch is padded while another is encoded
-        for seconds in sorted(set(windows)):
-            same = [number for number, window in enumerate(windows) if window == seconds]
-            at_once = max(1, BATCH_SECONDS[self.model.device.type] // seconds)
-            for start in range(0, len(same), at_once):
-                batch = same[start : start + at_once]
-                hidden = self._encoder(self.log_mel([clips[number] for number in batch], seconds)).half()
-                under_way.append((batch, *fetched(hidden)))
-                if len(under_way) > 1:
-                    collect(*under_way.pop(0))
-        for each in under_way:
-            collect(*each)
+        for batch, encoded in once_the_next_began(started()):
+            for number, rows in zip(batch, encoded(), strict=True):
+                features[number] = rows[: math.ceil(FRAMES_PER_SECOND * len(clips[number]) / SAMPLE_RATE)]
         return features
 
     def _encoder(self, log_mel: Tensor) -> Tensor:
@@ -180,14 +174,3 @@ class Teacher:
         first = len(start) - 1  # predicts the first token of the text
         means = [float(row[first : first + len(text) + 1].mean()) for row, text in zip(written, texts, strict=True)]
         return list(zip(means, no_speech, languages, strict=True))
-
-
-def fetched(tensor: Tensor) -> tuple[Tensor, Any]:
-    """A tensor on its way to the CPU's memory, and the event after which it is there; None where it was there."""
-    if tensor.device.type != "cuda":
-        return tensor, None
-    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    there.copy_(tensor, non_blocking=True)
-    ready = torch.cuda.Event()
-    ready.record()
-    return there, ready

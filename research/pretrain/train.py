@@ -28,7 +28,7 @@ from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 from dqlora.data.batching import length_mask, pad_waves
 from dqlora.data.text import Vocabulary, spell_out
 from dqlora.evaluation.metrics import count_errors
-from dqlora.models.wav2vec2 import load_student, norm_over_time, normalise_waves
+from dqlora.models.wav2vec2 import load_student, normalise_waves
 from dqlora.seeding import generator_for, seed_torch
 from dqlora.training.cuda_graphs import CudaGraphs, InBfloat16, blocked_convolution
 from dqlora.training.loop import all_reduce_gradients
@@ -69,6 +69,15 @@ def cnn(model: Wav2Vec2ForCTC, waves: Tensor, lengths: Tensor) -> Tensor:
         hidden = image.permute(0, 2, 3, 1)[:, 0]
         hidden = F.gelu(layer.layer_norm(hidden) if hasattr(layer, "layer_norm") else hidden)
     return hidden
+
+
+def norm_over_time(norm: nn.GroupNorm, hidden: Tensor, frames: Tensor) -> Tensor:
+    """A group norm of one channel a group, [clips, channels, longest], over each clip's own `frames`, int64 [clips]."""
+    inside = length_mask(frames, hidden.shape[2])[:, None]
+    count = frames[:, None, None]
+    centred = hidden - (hidden * inside).sum(-1, keepdim=True) / count
+    variance = (centred.square() * inside).sum(-1, keepdim=True) / count
+    return centred / (variance + norm.eps).sqrt() * norm.weight[:, None] + norm.bias[:, None]
 
 
 class AugmentedStudent(nn.Module):
