@@ -3,12 +3,13 @@
 python -m benchmarks.other_speech SPEECH... --noise NOISE [--run FOLDER] [--output JSON]
 
 Each SPEECH is a folder of recordings with a metadata.csv, NOISE a folder of recordings. Prints WER in % of base and
-distilled student decoded greedily, of the distilled one as the run decodes, and adapted to each clip, clean and at 10,
-5 and 0 dB (each clip with DRAWS recordings); and how much lower it is, distilled than base, then by the run's
-decoder, then by adapting, in noise and clean, with the 95 % interval of a paired bootstrap over sentences.
+distilled student decoded greedily, of both as the run decodes (_lm), and of the distilled one adapted to each clip,
+clean and at 10, 5 and 0 dB (each clip with DRAWS recordings); and how much lower it is, distilled than base, greedily
+and as the run decodes, by that decoder, and by adapting, in noise and clean, with the 95 % interval of a paired
+bootstrap over sentences.
 """
 
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,6 @@ from benchmarks.cpu import load_clips
 from dqlora.data.audio import read_audio, to_float32, to_int16
 from dqlora.data.mixing import mix_int16
 from dqlora.data.storage import write_json
-from dqlora.data.text import Vocabulary
 from dqlora.device import default_device, map_on_cores
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
@@ -36,7 +36,7 @@ BOOTSTRAP = 10_000
 
 
 def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recogniser]) -> list[dict[str, Any]]:
-    """The transcripts of each system: rows of condition, reference, base, distilled, distilled_lm, adapted."""
+    """The transcripts of each system: rows of condition, reference, base, base_lm, distilled, …_lm, adapted."""
     clips, texts = load_clips(speech)
 
     def transcribed(numbered: tuple[int, tuple[np.ndarray, str]]) -> list[dict[str, Any]]:
@@ -51,8 +51,8 @@ def measure(speech: Path, noises: list[np.ndarray], systems: dict[str, Recognise
                 for name, system in systems.items():
                     logits = system.logits(heard)
                     decoders = {name: system.decoder if name == "adapted" else greedy}
-                    if name == "distilled" and system.decoder is not greedy:
-                        decoders["distilled_lm"] = system.decoder
+                    if name != "adapted" and system.decoder is not greedy:
+                        decoders[f"{name}_lm"] = system.decoder
                     row |= {
                         named: system.vocabulary.decode(decoder(logits).tolist()) for named, decoder in decoders.items()
                     }
@@ -76,16 +76,20 @@ def main(
     student, quantize = base_of_run(adapter)
     device = default_device()
     base = EncoderCTC(load_student(student, quantize, device))
+    distilled = load_recogniser(str(adapter), device)
     systems = {
-        "base": Recogniser(base, Vocabulary.load(student / "vocab.json")),
-        "distilled": load_recogniser(str(adapter), device),
+        "base": Recogniser(base, distilled.vocabulary, distilled.decoder),
+        "distilled": distilled,
         "adapted": load_recogniser(str(adapter), device, adapt=True),
     }
     noises = [read_audio(path) for path in sorted(noise.iterdir())]
-    with_model = ["distilled_lm"] if systems["distilled"].decoder is not greedy else []
-    names = ["base", "distilled", *with_model, "adapted"]
-    steps = list(pairwise(names))
-    heads = [f"{after}, {kind}" for _, after in steps for kind in ("noisy", "clean")]
+    if distilled.decoder is greedy:
+        names, compared = ["base", "distilled", "adapted"], [("base", "distilled"), ("distilled", "adapted")]
+    else:
+        names = ["base", "base_lm", "distilled", "distilled_lm", "adapted"]
+        compared = [("base", "distilled"), ("base_lm", "distilled_lm"), ("distilled", "distilled_lm")]
+        compared.append(("distilled_lm", "adapted"))
+    heads = [f"{after} than {before}, {kind}" for before, after in compared for kind in ("noisy", "clean")]
     print(f"| | {' | '.join([*CONDITIONS, *heads])} |\n|{' --- |' * (len(CONDITIONS) + len(heads) + 1)}")
     found: dict[str, Any] = {}
     for folder in speech:
@@ -93,9 +97,9 @@ def main(
         errors = {name: score(rows, name, language) for name in names}
         noisy = {name: summed([one for at, one in errors[name].items() if at != "clean"]) for name in names}
         pairs = {}
-        for before, after in steps:
-            pairs[f"{after}, noisy"] = noisy[before], noisy[after]
-            pairs[f"{after}, clean"] = errors[before]["clean"], errors[after]["clean"]
+        for before, after in compared:
+            pairs[f"{after} than {before}, noisy"] = noisy[before], noisy[after]
+            pairs[f"{after} than {before}, clean"] = errors[before]["clean"], errors[after]["clean"]
         reductions = {name: relative_wer_reduction(*pair, BOOTSTRAP, 0) for name, pair in pairs.items()}
         found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in names} | reductions
         cells = [" → ".join(f"{100 * errors[name][at].wer:.1f}" for name in names) for at in CONDITIONS]

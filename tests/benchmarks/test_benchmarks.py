@@ -93,7 +93,7 @@ def test_an_adapter_that_changes_nothing_gains_nothing_elsewhere(tmp_path: Path,
     assert ended.returncode == 0, ended.stderr[-2000:]
     [found] = json.loads(output.read_text()).values()
     assert found["base"] == found["distilled"] and set(found["base"]) == {"clean", "10 dB", "5 dB", "0 dB"}
-    reduction = found["distilled, noisy"]
+    reduction = found["distilled than base, noisy"]
     assert reduction["relative"] == reduction["ci_low"] == 0.0
     assert "0.0 % [0.0, 0.0]" in ended.stdout
 
