@@ -4,9 +4,6 @@ SUTA (Lin, Li and Lee 2022, "Listen, Adapt, Better WER: Source-free Single-utter
 Speech Recognition"), with layer norms alone: they cost less than the CNN, and a clip's CNN features stay as they are.
 """
 
-import itertools
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -58,24 +55,6 @@ def uncertainty(logits: Tensor, blank: int) -> Tensor:
     return ENTROPY_WEIGHT * of_entropy + (1 - ENTROPY_WEIGHT) * of_confusion
 
 
-def adapting(model: nn.Module, features: Tensor, blank: int, learning_rate: float = LEARNING_RATE) -> Iterator[Tensor]:
-    """Logits [frames, vocabulary] of a clip's CNN features [frames, conv_dim]: as they are, then after each step.
-
-    The model stays as it is: the clip has layer norms of its own.
-    """
-    own = with_same_weights(model, layer_norms(model))
-    norms = [norm.requires_grad_(True) for norm in layer_norms(own)]
-    encoder, optimiser = EncoderCTC(own), torch.optim.AdamW(norms, learning_rate, weight_decay=0.0)
-    features = features[None].clone()  # as gradients need it, where it comes from inference alone
-    frames = torch.tensor([features.shape[1]], device=features.device)
-    while True:
-        logits = encoder(features, frames)[0].float()
-        yield logits.detach()
-        for norm, gradient in zip(norms, torch.autograd.grad(uncertainty(logits, blank), norms), strict=True):
-            norm.grad = gradient
-        optimiser.step()
-
-
 def adapted_logits(
     student: EncoderCTC,
     samples: np.ndarray,
@@ -84,23 +63,30 @@ def adapted_logits(
     steps: int = STEPS,
     learning_rate: float = LEARNING_RATE,
 ) -> np.ndarray:
-    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz, after `steps` of `adapting`.
+    """Logits float32 [frames, vocabulary] of a clip, float32 [samples] at 16 kHz, after `steps` of adapting to it.
 
     They stay as they are where a gated student's base is certain of the clip, and where the student knows hardly
     anything of it; both are judged by the frames in `sound`, as `clip_logits` has it. A clip shorter than a frame has
-    none.
+    none. The student itself stays as it is: the clip has layer norms of its own.
     """
     if frames_of(base_of(student.model).config, len(samples)) == 0:
         return clip_logits(student, samples)
-    features = cnn_features(student.model, samples)
-    frames = torch.tensor([len(features)], device=features.device)
+    features = cnn_features(student.model, samples)[None]
+    frames = torch.tensor([features.shape[1]], device=features.device)
     if isinstance(student, GatedStudent):
         with torch.inference_mode():
-            base = student.base(features[None], frames)
+            base = student.base(features, frames)
         if mean_entropy(base, frames, sound).item() <= student.threshold:
             return base[0].float().cpu().numpy()
-    after = adapting(student.model, features, blank, learning_rate)
-    logits = next(after)
-    if steps and mean_entropy(logits[None], frames, sound).item() <= MOST_UNCERTAIN:
-        logits = next(itertools.islice(after, steps - 1, None))
-    return logits.cpu().numpy()
+    own = with_same_weights(student.model, layer_norms(student.model))
+    norms = [norm.requires_grad_(True) for norm in layer_norms(own)]
+    encoder, optimiser = EncoderCTC(own), torch.optim.AdamW(norms, learning_rate, weight_decay=0.0)
+    features = features.clone()  # as gradients need it: it comes from inference alone
+    logits = encoder(features, frames)[0].float()
+    if mean_entropy(logits[None], frames, sound).item() <= MOST_UNCERTAIN:
+        for _ in range(steps):
+            for norm, gradient in zip(norms, torch.autograd.grad(uncertainty(logits, blank), norms), strict=True):
+                norm.grad = gradient
+            optimiser.step()
+            logits = encoder(features, frames)[0].float()
+    return logits.detach().cpu().numpy()
