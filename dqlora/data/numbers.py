@@ -120,8 +120,10 @@ BESIDE = {
 _SAME = {"cmn": "zh", "nb": "no", "tl": "fil", "iw": "he", "in": "id"}
 WITHOUT_SPACES = frozenset({"ja", "km", "lo", "my", "th", "yue", "zh", "zh_Hant"})  # between words
 
-# What is not only letters and punctuation: it is spelt, or in doubt. Of words: host.name, sh*t.
-_NUMERIC = regex.compile(r"(?V1)[\p{Nd}\p{No}\p{Sc}\p{Sm}%‰&@+°§№ªº′″#\\--|~]|\p{L}{2}\.\p{Ll}{2}|\p{L}\*+\p{L}")
+# What is not only letters and punctuation: it is spelt, or in doubt. Also host.name, sh*t and a lone *.
+_NUMERIC = regex.compile(
+    r"(?V1)[\p{Nd}\p{No}\p{Sc}\p{Sm}%‰&@+°§№ªº′″#\\--|~]|\p{L}{2}\.\p{Ll}{2}|\p{L}\*+\p{L}|(?<!\S)\*(?!\S)"
+)
 _EDGES = regex.compile(
     r"(?V1)(?P<before>[\p{Ps}\p{Pi}\p{Pf}\"'¡¿*…]*)(?P<core>.*?)(?P<after>[\p{P}--[%‰&@#/\\′″§]]*)", regex.DOTALL
 )

@@ -100,6 +100,7 @@ def test_certain_numbers_are_spelt(language: str, written: str, spoken: str) -> 
         ("en", "oh sh*t", "sh*t"),
         ("en", "a <unk> b", "<unk>"),
         ("en", "press #", "#"),
+        ("en", "press * to end", "*"),
         ("ru", "см. example.com", "example.com"),
         *((code, piece, piece) for code in ("es", "fr", "it", "pt") for piece in ("nº 5", "n.º 5", "5ª", "5 kg")),
         *(("de", piece, piece) for piece in ("5 Std", "5 EUR", "5 Sek", "5 Mio", "Nr. 5", "S. 5", "Abb. 5", "4 Mai")),
