@@ -200,7 +200,7 @@ def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[tuple[P
     if real in above:  # a link to a folder that it lies in
         return
     shown = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
-    yield folder, [path for path in shown if path.is_file()]
+    yield folder, [path for path in shown if path.is_file() or not path.exists()]  # a link to nothing is named later
     for path in shown:
         if path.is_dir():
             yield from _walk(path, above | {real})
