@@ -12,7 +12,14 @@ from dqlora.data.archives import check_archive, extract_archive
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
 from dqlora.data.download import RemoteFile, download_all, read_url_list
 from dqlora.data.mixing import sounding_part
-from dqlora.data.noise import Recording, find_recordings, synthetic_recordings, test_recordings, unused_files
+from dqlora.data.noise import (
+    Recording,
+    find_recordings,
+    outside_splits,
+    synthetic_recordings,
+    test_recordings,
+    unused_files,
+)
 from dqlora.data.origin import common_address, write_origin
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
 from dqlora.errors import Rejected, UserError, run_stage
@@ -97,6 +104,12 @@ def address_of(path: str) -> str:
     return common_address([file.url for file in read_url_list(Path(path))]) if path.endswith(".csv") else ""
 
 
+def tell_unused(why: str, names: list[str]) -> None:
+    if names:
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        print(f"not used, {why}: {len(names)} ({', '.join(names[:NAMED])}{more})")
+
+
 def main() -> None:
     params = load_params()
     preset, paths = load_preset(params.preset), Paths(params.preset)
@@ -105,9 +118,9 @@ def main() -> None:
     rejected = Rejected()
     contents: dict[str, str] = {}
     found = find_recordings(source, params.seed) if source else {}
-    if source and (unused := unused_files(source)):
-        more = f" and {len(unused) - NAMED} more" if len(unused) > NAMED else ""
-        print(f"not used, by their names no recordings: {len(unused)} ({', '.join(unused[:NAMED])}{more})")
+    if source:
+        tell_unused("by their names no recordings", unused_files(source))
+        tell_unused("in neither of the splits train and test", outside_splits(source))
     with atomic_directory(paths.noise) as out:
         writer = partial(write_split, out=out, contents=contents, rejected=rejected)
         amounts = {}

@@ -25,6 +25,11 @@ def check_archive(path: Path) -> None:
         raise ValueError("neither a zip nor a tar archive; unpack it yourself and name the folder")
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left alone: hidden ones, and what a Mac adds to a zip."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def extract_archive(archive: Path, folder: Path) -> list[Path]:
     """Unpack the audio files of a zip or tar archive, packed in any way.
 
@@ -39,10 +44,12 @@ def extract_archive(archive: Path, folder: Path) -> list[Path]:
     room = shutil.disk_usage(archive.parent).free if archive.exists() else 0
     try:
         for name, size, content in _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive):
-            if name.suffix.lower() not in AUDIO_SUFFIXES or name.name.startswith("."):
+            if name.suffix.lower() not in AUDIO_SUFFIXES:
                 continue
             if name.is_absolute() or ".." in name.parts:
                 raise UserError(f"{archive}: unsafe, not unpacked ({name} is outside); take another archive")
+            if any(map(is_hidden, name.parts)):
+                continue
             room -= size
             if room < 0:
                 raise UserError(

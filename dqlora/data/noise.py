@@ -1,6 +1,7 @@
 """Noise recordings: folders of them, and synthetic ones."""
 
 import hashlib
+import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -10,15 +11,24 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from dqlora.data.archives import is_hidden
 from dqlora.data.audio import AUDIO_SUFFIXES, SAMPLE_RATE
+from dqlora.data.layouts import SPLIT_NAMES
 from dqlora.data.storage import existing_folder
 from dqlora.errors import UserError
 from dqlora.seeding import generator_for
 
-TEST_RATIO = 1 / 3  # of a folder of recordings without train/ and test/
-# Ends of names: a channel of a recording (ch01, x_mic2, x_L), and a number (office_2, fan12, x_3_1, x (2))
-CHANNEL = re.compile(r"(?:^|[-_. ])(?:(?:ch|chan|channel|mic)[-_. ]?\d+|l|r|left|right)$", re.IGNORECASE)
-NUMBER_OR_CHANNEL = re.compile(rf"{CHANNEL.pattern}|[-_. ]*\(?\d+\)?$|[-_. ]+$", re.IGNORECASE)
+TEST_RATIO = 1 / 3  # of a folder of recordings without splits of its own
+# The split that is tested on is the first of these that a folder has.
+HELD_OUT = ("test", "eval", "validation")
+SPLITS = {**SPLIT_NAMES, "tr": "train", "cv": "validation", "tt": "test"}  # WHAM's
+BESIDE_SPLIT = {"noise", "noises", "audio", "wav", "set", "data"}  # words of a split's folder: noise_train, train-set
+# A channel of a recording, anywhere in a name: ch01, x_mic2, x_L_3, x (left).
+CHANNEL = re.compile(
+    r"(?:^|[-_. (\[]+)(?:(?:ch|chan|channel|mic)[-_. ]?\d+|l|r|left|right)(?:[)\]]|(?=$|[-_. ]))", re.IGNORECASE
+)
+# Ends of names: a number (office_2, fan12, x_3_1, x (2)), and separators
+NUMBER = re.compile(r"[-_. ]*\(?\d+\)?$|[-_. ]+$|^[-_. ]+")
 # github.com/karolpiczak/ESC-50: fold-clip-take-class, 1-100032-A-0.wav
 ESC_50 = re.compile(r"[1-5]-(?P<recording>\d+)-[A-Z]-(?P<target>\d+)")
 ESC_50_CLASSES = re.findall(
@@ -62,7 +72,11 @@ def category_of(path: PurePath) -> str:
     for pattern, classes in ((ESC_50, ESC_50_CLASSES), (URBAN_SOUND, URBAN_SOUND_CLASSES)):
         if (match := pattern.fullmatch(path.stem)) and int(match["target"]) < len(classes):
             return classes[int(match["target"])]
-    return _without(NUMBER_OR_CHANNEL, path.stem) or path.parent.name or path.stem
+    name, shorter = "", CHANNEL.sub("", path.stem)
+    while shorter != name:
+        name, shorter = shorter, NUMBER.sub("", shorter)
+    folders = (folder.name for folder in path.parents if CHANNEL.sub("", folder.name))
+    return name or next(folders, path.stem)
 
 
 def group_of(path: PurePath) -> str:
@@ -70,23 +84,14 @@ def group_of(path: PurePath) -> str:
     for pattern in (ESC_50, URBAN_SOUND):
         if match := pattern.fullmatch(path.stem):
             return match["recording"]
-    name = CHANNEL.sub("", path.stem)
-    if name == path.stem:
-        return str(path)
-    return str(path.with_name(name) if name else path.parent)
-
-
-def _without(pattern: re.Pattern[str], name: str) -> str:
-    while (shorter := pattern.sub("", name)) != name:
-        name = shorter
-    return name
+    return "/".join(filter(None, (CHANNEL.sub("", part) for part in path.with_suffix("").parts)))
 
 
 def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
     """The recordings below `folder`, by split, the categories in turn.
 
-    train/ and test/ are the splits where they exist; else a seeded hash of the name decides, the same for all channels
-    of a recording.
+    Its own splits are taken where folders are named after them, in whatever depth; else a seeded hash of the name
+    decides, the same for all channels of a recording.
 
     Raises
     ------
@@ -98,12 +103,19 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
     def drawn(name: str) -> bytes:
         return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
-    if (folder / "train").is_dir() and (folder / "test").is_dir():
-        splits = {split: _recordings(folder / split) for split in ("train", "test")}
+    if own := _own_splits(folder):
+        splits = {split: _recordings(folder, paths, own_splits=True) for split, paths in own.items()}
     else:
         groups: dict[str, list[Recording]] = defaultdict(list)
-        for recording in _recordings(folder):
+        for recording in _recordings(folder, list(chain(*_by_split(folder).values())), own_splits=False):
             groups[group_of(PurePath(recording.id))].append(recording)
+        if len(groups) == 1:
+            [[first, *others]] = groups.values()
+            parts = f" and {len(others)} more channels or parts of it" if others else ""
+            raise UserError(
+                f"noise.path: {folder}: one recording alone ({first.id}{parts}), and training and test share none; "
+                "put at least two"
+            )
         by_hash = [groups[name] for name in sorted(groups, key=drawn)]
         tests = max(1, round(len(by_hash) * TEST_RATIO))
         splits = {"train": list(chain(*by_hash[tests:])), "test": list(chain(*by_hash[:tests]))}
@@ -119,23 +131,79 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
 
 
 def test_recordings(folder: Path) -> list[Recording]:
-    """The recordings below `folder`, or below its test/ where it has one; raises UserError where there is no folder."""
+    """The recordings below `folder`, or of its test split where it has one; UserError where there is no folder."""
     existing_folder(folder, "out_of_domain.noise", "give a folder of recordings, or `out_of_domain: none`")
-    return _recordings(folder / "test" if (folder / "test").is_dir() else folder)
+    found = _by_split(folder)
+    has_test = "test" in found
+    return _recordings(folder, found["test"] if has_test else list(chain(*found.values())), own_splits=has_test)
 
 
 def unused_files(folder: Path) -> list[str]:
     """Files below `folder` whose names are not those of recordings."""
-    return sorted(str(file.relative_to(folder)) for file in _files(folder) if not _is_audio(file))
+    files = chain(*(files for _, files in _walk(folder)))
+    return sorted(str(file.relative_to(folder)) for file in files if not _is_audio(file))
 
 
-def _recordings(folder: Path) -> list[Recording]:
-    paths = sorted(file.relative_to(folder) for file in _files(folder) if _is_audio(file))
-    return [Recording(str(path), category_of(path), folder / path) for path in paths]
+def outside_splits(folder: Path) -> list[str]:
+    """Recordings below a folder with splits of its own that are in none that is used."""
+    if not (own := _own_splits(folder)):
+        return []
+    found = set(chain(*_by_split(folder).values())) - set(chain(*own.values()))
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.rglob("*") if file.is_file() and not file.name.startswith("."))
+def _own_splits(folder: Path) -> dict[str, list[Path]]:
+    """Recordings to train and test on by the names of their folders; nothing where those do not name both."""
+    found = _by_split(folder)
+    held_out = next((split for split in HELD_OUT if split in found), None)
+    return {"train": found["train"], "test": found[held_out]} if held_out and "train" in found else {}
+
+
+def _by_split(folder: Path) -> dict[str, list[Path]]:
+    """All recordings below `folder` by the split that their folders name; those of none under an empty name."""
+    found: dict[str, list[Path]] = {}
+    for place, files in _walk(folder):
+        parts = place.relative_to(folder).parts
+        at = _split_at(parts)
+        found.setdefault("" if at is None else split_of_noise(parts[at]), []).extend(filter(_is_audio, files))
+    return found
+
+
+def _split_at(parts: tuple[str, ...]) -> int | None:
+    return next((at for at, part in enumerate(parts) if split_of_noise(part)), None)
+
+
+def split_of_noise(name: str) -> str:
+    """The split that a folder of noise is named after, empty for other names: noise_train is, train_station is not."""
+    words = set(re.split(r"[-_. ]+", name.lower())) - BESIDE_SPLIT
+    return SPLITS.get(words.pop(), "") if len(words) == 1 else ""
+
+
+def _recordings(folder: Path, paths: list[Path], own_splits: bool) -> list[Recording]:
+    """Named from `folder`, without the folder of their split unless two would have one name."""
+    paths = sorted(paths)
+    names = [path.relative_to(folder) for path in paths]
+    if own_splits:
+        within = [_without_split(name) for name in names]
+        names = within if len(set(within)) == len(within) else names
+    return [Recording(str(name), category_of(name), path) for name, path in zip(names, paths, strict=True)]
+
+
+def _without_split(name: Path) -> Path:
+    at = _split_at(name.parts[:-1])
+    return name if at is None else Path(*name.parts[:at], *name.parts[at + 1 :])
+
+
+def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder with its files, through links, without what is hidden or a Mac's leftover in an archive."""
+    real = os.path.realpath(folder)
+    if real in above:  # a link to a folder that it lies in
+        return
+    shown = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
+    yield folder, [path for path in shown if path.is_file() or not path.exists()]  # a link to nothing is named later
+    for path in shown:
+        if path.is_dir():
+            yield from _walk(path, above | {real})
 
 
 def _is_audio(file: Path) -> bool:

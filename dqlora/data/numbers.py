@@ -1,10 +1,12 @@
 """Numbers as they are spoken, where that is certain; CLDR's rules spell them, this module says what a piece of text is.
 
 "Certain" is strict on purpose: a wrong label is trained on, a rejected clip is only missed. Rejected is therefore what
-people read in more than one way (10:30, 007, 3/4, $5k, 5 km, telephone numbers), what a separator leaves open (1,000 in
-German), and every number whose words differ by gender, case or counter in CLDR's rules of the language (1 in German).
+people read in more than one way (10:30, 007, 3/4, $5k, July 4, telephone numbers), what is said otherwise than it is
+written (5 km, 5 USD, No. 5, 5 > 3, www.example.com), what a separator leaves open (1,000 in German), and every number
+whose words differ by gender, case or counter in CLDR's rules of the language (1 in German).
 """
 
+import unicodedata
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -50,7 +52,16 @@ READINGS = {
     "af": Reading("af", ",", " ", "komma", years=IN_HUNDREDS),
     "da": Reading("da", ",", ".", "komma", years=IN_HUNDREDS, dot_ordinals=True, signs=(("%", "procent"), ("&", "og"))),
     "de": Reading("de", ",", ".", "Komma", True, (YEAR, CARDINAL), True, signs=(("%", "Prozent"), ("&", "und"))),
-    "en": Reading("en", ".", ",", "point", True, (YEAR, YEAR), signs=(("%", "percent"), ("&", "and"), ("@", "at"))),
+    "en": Reading(
+        "en",
+        ".",
+        ",",
+        "point",
+        True,
+        (YEAR, YEAR),
+        doubtful="^nine hundred and eleven$",
+        signs=(("%", "percent"), ("&", "and"), ("@", "at")),
+    ),
     "es": Reading("es", ",", ". ", "coma", years=(None, CARDINAL), signs=(("&", "y"),)),
     "fa": Reading("fa", "٫", "٬,", doubtful="یک هزار"),
     "fr": Reading("fr", ",", " ", "virgule", years=AS_NUMBERS, signs=(("%", "pour cent"), ("&", "et"))),
@@ -83,10 +94,36 @@ READINGS = {
     "zh": Reading("zh", ".", ",", "点", True, AS_NUMBERS, counters=_DATES),
     "zh_Hant": Reading("zh_Hant", ".", ",", "點", True, AS_NUMBERS, counters=_DATES),
 }
+_GERMANIC_MONTHS = (
+    "jan(?:uar[yi]?)?|feb(?:r?uar[yi]?)?|mar(?:ch|s|ts)?|märz|apr(?:il)?|ma[yij]|jun[ei]?|jul[yi]?|aug(?:usti?)?"
+    "|sept?(?:ember)?|o[ck]t(?:ober)?|nov(?:ember)?|de[csz](?:ember)?"
+)
+# By language, patterns of months beside which a day is an ordinal, or read in more than one way (July 4, 4 July).
+MONTHS = {
+    **dict.fromkeys(("da", "de", "en", "nn", "no", "sv"), _GERMANIC_MONTHS),
+    "fa": "ژانویه|فوریه|مارس|آوریل|مه|ژوئن|ژوئیه|اوت|سپتامبر|اکتبر|نوامبر|دسامبر|فروردین|اردیبهشت|خرداد|تیر"
+    "|مرداد|شهریور|مهر|آبان|آذر|دی|بهمن|اسفند",
+    "kk": r"(?:қаңтар|ақпан|наурыз|сәуір|мамыр|маусым|шілде|тамыз|қыркүйек|қазан|қараша|желтоқсан)\p{L}*",
+    "ky": r"(?:январ|феврал|март|апрел|май|июн|июл|август|сентябр|октябр|ноябр|декабр)\p{L}*",
+}
+# By language, patterns of other words beside which a number is in doubt: codes, ordinals, abbreviations.
+BESIDE = {
+    "en": "flights?|boeing|airbus",
+    "fa": "قرن|سده",
+    "hi": r"(?:कि|से|मि)?\.?मी|(?:कि)?\.?ग्रा|रु|व[ींेाँं]+",
+    "kk": r"жыл(?!дар)\p{L}+|ғасыр\p{L}*|мин|сек|сағ|га|руб",
+    "ky": r"жыл(?!дар)\p{L}+|кылым\p{L}*|мин|сек|га|руб",
+    "nl": "u",
+    "th": r"(?:กม|ซม|มม|กก|ตร|น|บ|ม|ก|ล)\..*|.*\w\.\w{1,2}",
+    "tr": "sa",
+}
 _SAME = {"cmn": "zh", "nb": "no", "tl": "fil", "iw": "he", "in": "id"}
 WITHOUT_SPACES = frozenset({"ja", "km", "lo", "my", "th", "yue", "zh", "zh_Hant"})  # between words
 
-_NUMERIC = regex.compile(r"[\p{Nd}\p{No}\p{Sc}%‰&@+°§×÷±№′″]")
+# What is not only letters and punctuation: it is spelt, or in doubt. Also host.name, sh*t and a lone *.
+_NUMERIC = regex.compile(
+    r"(?V1)[\p{Nd}\p{No}\p{Sc}\p{Sm}%‰&@+°§№ªº′″#\\--|~]|\p{L}{2}\.\p{Ll}{2}|\p{L}\*+\p{L}|(?<!\S)\*(?!\S)"
+)
 _EDGES = regex.compile(
     r"(?V1)(?P<before>[\p{Ps}\p{Pi}\p{Pf}\"'¡¿*…]*)(?P<core>.*?)(?P<after>[\p{P}--[%‰&@#/\\′″§]]*)", regex.DOTALL
 )
@@ -96,14 +133,27 @@ _SPACES_AND_SCRIPTS = regex.compile(
 )
 _SPACED_GROUPS = regex.compile(r"(?<![\w.,'-])\d{1,3}(?:[ _]\d{3})+(?![\d_])(?! \d)")
 _OPERATORS = frozenset("-=/:*<>~x")
-_ABBREVIATIONS = frozenset(
-    {"no.", "nos.", "nr.", "n.", "vol.", "p.", "pp.", "s.", "fig.", "ch.", "art.", "tel.", "ca."}
-)
+# Abbreviations without a vowel (km, kWh, hrs, kr, Std) need no list. These have one, are often in capitals, or need
+# their dot.
 _UNITS = regex.compile(
-    r"(?:km|cm|mm|nm|m|kg|mg|g|lbs?|oz|ft|mi|yd|ha|km/h|kmh|kph|mph|m/s|[kmg]?hz|[kmgt]b|[kmg]?wh?|ml|cl|l"
-    r"|k|h|min|sec|bn|mio|mrd|mrt|tsd|c|f)",
+    r"[kcmd]m|[km]g|oz|mi|ha|m/s|km/h|[kmg]?hz|[kmgt]b|[kmg]?wh?|[mk]?v|[mc]?l|m?ah|db|hp|ps|[km]?ω|k?cal|[hkm]pa|atm"
+    r"|[kmgt]?bit/s|[kmg]?ev|mol|mins?|secs?|sek|yrs?|yds?|gals?|deg|mio|hab|uds?|ptas?|approx|aprox|n[ou]m"
+    r"|(?-i:A|mA|Pa|[KMGT]o)",
     regex.IGNORECASE,
 )
+_CURRENCY_CODES = regex.compile(
+    "aud|brl|chf|cny|czk|dkk|eur|gbp|hkd|huf|idr|inr|jpy|kgs|krw|kzt|mxn|myr|nok|nzd|pln|rm|rmb|rub|sek|sgd|tl|twd|usd|vnd"
+    "|zar|(?-i:CAD|THB|TRY)",
+    regex.IGNORECASE,
+)
+_DOTTED = regex.compile(
+    "nos?|vol|figs?|art|tel|ca|abb|kap|abs|cap|chap|núm|págs?|ext|ziff|env|tab|sect|op|ed|anm", regex.IGNORECASE
+)
+_AS_WRITTEN = frozenset({"Mr", "Mrs", "Dr", "pm"})
+_VOWELS = "aeiouyæœøıəаеиоуыэюяәөүұіё"
+_CONSONANTS = regex.compile(rf"(?V1)[[\p{{Latin}}\p{{Cyrillic}}μΩ]--[{_VOWELS}{_VOWELS.upper()}]]{{1,5}}")
+_QUOTES = regex.compile(r"(?<!\w)(?P<opening>['\"])(?=\w)|(?<=\d)(?P<closing>['\"])(?!\w)")
+_PRIMES = {"'": "′", '"': "″"}
 _DOLLARS = regex.compile(
     r"(?<![\w.,'-])([$€£])\s?(\d[\d,]*(?:\.\d+)?)(\s(?:hundred|thousand|million|billion|trillion))?"
     # Before a noun it is "a five dollar bill": only before what cannot be one.
@@ -154,7 +204,7 @@ def spell_numbers(text: str, language: str, strict: bool = True) -> str:
     code = normal_code(language)
     reading = READINGS.get(code)
     if reading is not None:
-        text = _speak_signs(text, reading)
+        text = _speak_signs(_mark_primes(text), reading)
         if " " in reading.group:
             text = _SPACED_GROUPS.sub(lambda match: match[0].replace(" ", "_"), text)
     joined = code in WITHOUT_SPACES or code == "ko"
@@ -165,7 +215,7 @@ def spell_numbers(text: str, language: str, strict: bool = True) -> str:
             continue
         words = _spell_piece(parts, at, reading) if reading is not None else None
         if words is None and strict:
-            piece = _piece_in_context(parts, at)
+            piece = _piece_in_context(parts, at, reading)
             if reading is None and regex.search(r"\d", parts[at]):
                 raise BadText(f"digits cannot be spelt out in language {language!r}: {piece}")
             raise BadText(f"cannot be spelt out with certainty: {piece}")
@@ -181,6 +231,23 @@ def _speak_signs(text: str, reading: Reading) -> str:
     return text
 
 
+def _mark_primes(text: str) -> str:
+    """Quotes that close none are feet and inches: he is 6' tall."""
+    opened: set[str] = set()
+
+    def mark(match: regex.Match[str]) -> str:
+        sign = match["opening"] or match["closing"]
+        if match["opening"]:
+            opened.add(sign)
+        elif sign not in opened:
+            return _PRIMES[sign]
+        else:
+            opened.remove(sign)
+        return sign
+
+    return _QUOTES.sub(mark, text)
+
+
 def _dollars(match: regex.Match[str]) -> str:
     sign, amount, magnitude = match[1], match[2], match[3] or ""
     if "." in amount and not magnitude:
@@ -194,20 +261,46 @@ def _split_edges(token: str) -> regex.Match[str]:
     return match
 
 
-def _piece_in_context(parts: list[str], at: int) -> str:
-    """The token, and its neighbours where they are numeric or a unit."""
-    tokens = [parts[near] for near in range(max(at - 2, 0), min(at + 3, len(parts)), 2)]
-    middle = 1 if at else 0
+def _piece_in_context(parts: list[str], at: int, reading: Reading | None) -> str:
+    """The token, and its neighbours where they are numeric or leave it in doubt."""
     kept = [
-        token
-        for near, token in enumerate(tokens)
-        if near == middle
-        or _NUMERIC.search(token)
-        or token in _OPERATORS
-        or (near > middle and _UNITS.fullmatch(_split_edges(token)["core"]))
+        parts[near]
+        for near in range(max(at - 2, 0), min(at + 3, len(parts)), 2)
+        if near == at or _NUMERIC.search(parts[near]) or (reading and _leaves_in_doubt(parts, near, at, reading))
     ]
     piece = _split_edges(" ".join(kept))["core"] or " ".join(kept)
     return piece if len(piece) <= NAMED_CHARS else piece[:NAMED_CHARS] + "…"
+
+
+def _leaves_in_doubt(parts: list[str], near: int, at: int, reading: Reading) -> bool:
+    """Whether a number is read otherwise, or in more than one way, beside this neighbour."""
+    word, number = _split_edges(parts[near]), _split_edges(parts[at])
+    if not regex.search(r"\d", number["core"]):
+        return False
+    core, between = word["core"], (word if near < at else number)["after"]
+    if parts[near] in _OPERATORS:
+        return True
+    if between.strip(".") or word["before"].startswith("'"):
+        return False  # In 1995, km; om 5 's avonds
+    patterns = [BESIDE.get(reading.rules, "")]
+    if number["core"].isdigit() and len(number["core"]) <= 2:
+        patterns.append(MONTHS.get(reading.rules, ""))
+    if any(regex.fullmatch(p, form, regex.IGNORECASE) for p in patterns if p for form in (core, core + word["after"])):
+        return True
+    if _CURRENCY_CODES.fullmatch(core):
+        return True
+    if near > at:
+        return bool(_UNITS.fullmatch(core)) or _lacks_vowels(core)
+    if between:
+        return bool(_DOTTED.fullmatch(core)) or _lacks_vowels(core)
+    return core in {"No", "Nos"} or (_lacks_vowels(core) and not core.isupper())  # km 5, but F 16
+
+
+def _lacks_vowels(word: str) -> bool:
+    """Whether a word is an abbreviation for want of a vowel; not one that is read by its letters (TVs)."""
+    plain = regex.sub(r"\p{M}", "", unicodedata.normalize("NFD", word))
+    by_letters = len(plain) > 1 and plain.rstrip("s").isupper()
+    return bool(_CONSONANTS.fullmatch(plain)) and not by_letters and word not in _AS_WRITTEN
 
 
 def _spell_piece(parts: list[str], at: int, reading: Reading) -> str | None:
@@ -217,7 +310,7 @@ def _spell_piece(parts: list[str], at: int, reading: Reading) -> str | None:
     before = parts[at - 2] if at >= 2 else ""
     after = parts[at + 2] if at + 2 < len(parts) else ""
     following = _split_edges(after)["core"]
-    if before.lower() in _ABBREVIATIONS or before in _OPERATORS or after in _OPERATORS or _UNITS.fullmatch(following):
+    if any(_leaves_in_doubt(parts, near, at, reading) for near in (at - 2, at + 2) if 0 <= near < len(parts)):
         return None
     if _is_run(before, core) or (not edges["after"] and _is_run(core, following)):
         return None  # 555 1234
@@ -234,7 +327,7 @@ def _is_run(first: str, second: str) -> bool:
 
 def _spell_word(word: str, reading: Reading, following: str = "") -> str | None:
     if not regex.search(r"\d", word):
-        return word if regex.fullmatch(r"[\p{L}\p{M}']+", word) else None
+        return word if regex.fullmatch(r"(?V1)[\p{L}\p{M}'--ªº]+", word) else None
     match = _number_pattern(reading).fullmatch(word)
     if match:
         return _spell_number(match["whole"], match["fraction"], reading, following)
@@ -259,7 +352,7 @@ def _spell_english(word: str, reading: Reading) -> str | None:
         decade = match[1]
         words = _spell(int(decade), "en", CARDINAL if decade in {"2000"} else YEAR if len(decade) == 4 else CARDINAL)[0]
         return words[:-1] + "ies" if words.endswith("y") else words + "s"
-    if match := regex.fullmatch(r"(\d+)'s", word):
+    if match := regex.fullmatch(r"(\d*[1-9])'s", word):  # 1990's is a decade, or of a year
         number = _spell_number(match[1], None, reading, "")
         return number and number + "'s"
     return None
@@ -324,7 +417,9 @@ def _spell(value: int, rules: str, kind: str) -> tuple[str, ...]:
     if kind == CARDINAL:
         found = engine.format_number(value).text_by_ruleset
         names = [name for name in found if "financial" not in name and "days" not in name]
-        return tuple(dict.fromkeys(found[name] for name in [NUMBERING, *names] if name in found))
+        words = tuple(dict.fromkeys(found[name] for name in [NUMBERING, *names] if name in found))
+        # CLDR lacks the space of Dutch spelling: tweeduizend tien
+        return tuple(regex.sub("duizend(?=.)", "duizend ", each) for each in words) if rules == "nl" else words
     return (engine.format_number(value, ruleset_names=[kind]).text,)
 
 
@@ -337,9 +432,12 @@ def _guess(token: str, code: str) -> str:
         if rules is None:
             return f" {digits} "
         singly = len(digits) > LARGEST_DIGITS or (digits[0] == "0" and len(digits) > 1)
-        return " " + " ".join(_spell(int(x), rules, CARDINAL)[0] for x in (digits if singly else [digits])) + " "
+        sign = -1 if match[0].startswith("-") and code in READINGS else 1
+        values = [int(digit) for digit in digits] if singly else [sign * int(digits)]
+        return " " + " ".join(_spell(value, rules, CARDINAL)[0] for value in values) + " "
 
-    return regex.sub(r"\d{1,3}(?:([.,_'])\d{3}(?:\1\d{3})*)(?!\d)|\d+", words, regex.sub(r"(?=\p{No})", " ", token))
+    number = r"(?:(?<![\w.,])-)?(?:\d{1,3}(?:([.,_'])\d{3}(?:\1\d{3})*)(?!\d)|\d+)"
+    return regex.sub(number, words, regex.sub(r"(?=\p{No})", " ", token))
 
 
 # No rules at all, or Thai letters amid Lao ones.

@@ -1,5 +1,6 @@
 """Transcripts: spelt out for training, the student's vocabulary, and the normaliser that scoring shares."""
 
+import html
 import unicodedata
 from collections.abc import Callable
 from functools import cache, partial
@@ -20,6 +21,7 @@ JOINERS = "\u200c\u200d"  # zero-width: they shape Persian and Indic words, and 
 _APOSTROPHES = regex.compile(r"[\u2019\u2018\u201b\u00b4`\u02bc\u02bb\u02b9\uff07\u05f3]|(?<!\d)\u2032")
 # Soft hyphens, byte order marks, directions; Arabic's kashida; what chooses an emoji's look.
 _INVISIBLE = regex.compile(rf"(?V1)[\p{{Cf}}--[{JOINERS}]]|[\u0640\ufe00-\ufe0f\u20e3]")
+_ENTITY = regex.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z]+\d*);")  # of HTML
 _DIGIT = regex.compile(r"(?V1)[\p{Nd}--0-9]")
 _GROUP_SPACE = regex.compile(r"(?<=\d)[\u00a0\u202f\u2009](?=\d{3}(?!\d))")
 _KEPT_APART = regex.compile(r"([\p{No}№ºª′″])")  # NFKC makes digits and letters of them: 5² is not 52
@@ -58,6 +60,8 @@ def spell_out(transcript: str, language: str, strict: bool = True) -> str:
 
 def _plain(text: str) -> str:
     """One character for what is written with many (apostrophes, dashes, digits, spaces), nothing invisible."""
+    for _ in range(2):  # &amp;quot; has been escaped twice
+        text = _ENTITY.sub(lambda match: html.unescape(match[0]), text)
     text = _INVISIBLE.sub("", _APOSTROPHES.sub("'", text)).translate(_DASHES)
     text = _DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
     text = _GROUP_SPACE.sub("_", text)

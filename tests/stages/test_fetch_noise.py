@@ -56,13 +56,16 @@ def test_the_address_of_a_list_is_told_and_its_query_is_not(tmp_path: Path) -> N
     assert address_of(str(tmp_path)) == ""
 
 
+@pytest.mark.parametrize("top", ["made", "."])
 @pytest.mark.parametrize("kind", ["zip", "gztar"])
-def test_an_archive_is_unpacked(tmp_path: Path, kind: str) -> None:
-    archive = shutil.make_archive(str(tmp_path / "noise"), kind, write_noise(tmp_path / "made", count=2))
+def test_an_archive_is_unpacked(tmp_path: Path, kind: str, top: str) -> None:
+    root = write_noise(tmp_path / "packed/made", count=2) if top == "." else tmp_path / "packed"
+    write_noise(tmp_path / "packed/made", count=2)
+    archive = shutil.make_archive(str(tmp_path / "noise"), kind, root)
     splits = find_recordings(source_folder(archive, Paths("local", tmp_path)), seed=0)
-    assert {split: sorted(item.id for item in items) for split, items in splits.items()} == {
-        "train": ["fan_0.wav", "fan_1.wav"],
-        "test": ["fan_0.wav", "fan_1.wav"],
+    assert {split: sorted(item.path.parts[-2:] for item in items) for split, items in splits.items()} == {
+        "train": [("train", "fan_0.wav"), ("train", "fan_1.wav")],
+        "test": [("test", "fan_0.wav"), ("test", "fan_1.wav")],
     }
 
 
@@ -135,10 +138,14 @@ def test_what_is_not_used_is_counted_and_named(local: Path, tmp_path: Path, caps
     folder = write_noise(tmp_path / "noise")
     (folder / "train/phone.m4a").write_bytes(b"\0\0\0\x1cftypM4A \0\0\0\0" + bytes(3000))
     (folder / "train/memo.xyz").write_bytes(b"?")
+    (folder / "train/gone.wav").symlink_to(tmp_path / "unplugged/gone.wav")
+    soundfile.write(folder / "loose.wav", hiss(1), RATE)
     fetch_noise.main()
     told = capsys.readouterr().out
+    assert "train/gone.wav: no such file" in told
     assert "train/phone.m4a: not readable as audio" in told
     assert "not used, by their names no recordings: 1 (train/memo.xyz)" in told
+    assert "not used, in neither of the splits train and test: 1 (loose.wav)" in told
 
 
 def test_noise_out_of_domain_is_every_recording_of_its_folder_and_none_of_training(local: Path, tmp_path: Path) -> None:

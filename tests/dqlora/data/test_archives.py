@@ -48,7 +48,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def test_only_audio_comes_out(tmp_path: Path, kind: str) -> None:
-    names = ("ESC-50/audio/b.wav", "n/A.FLAC", "n/._b.wav", "n/readme.txt")
+    names = ("ESC-50/audio/b.wav", "n/A.FLAC", "n/._b.wav", "n/readme.txt", "__MACOSX/n/A.FLAC", ".x/b.wav")
     paths = extract_archive(write(tmp_path / f"a.{kind}", *names, link="n/c.wav"), tmp_path / "out")
     assert paths == [tmp_path / "out/ESC-50/audio/b.wav", tmp_path / "out/n/A.FLAC"]
     assert [path for path in sorted((tmp_path / "out").rglob("*")) if path.is_file()] == paths
