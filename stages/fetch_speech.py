@@ -6,6 +6,7 @@ only where no clip has one.
 out_of_domain beside them is another corpus, that of the preset; empty where the preset names none in its language.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 
 from dqlora.config import OUT_OF_DOMAIN, OutOfDomain, Paths, Silence, Speech, load_params, load_preset
 from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
-from dqlora.data.corpus import Clip, commit_of, read_clips
+from dqlora.data.corpus import Clip, commit_of, read_clips, unlisted_recordings
 from dqlora.data.fleurs import DamagedError
 from dqlora.data.layouts import SPLITS
 from dqlora.data.origin import labels_of, write_origin
@@ -29,7 +30,9 @@ from dqlora.seeding import generator_for
 
 FEW = 10  # clips
 JOINED_SECONDS = 15  # up to which stretches of speech between pauses make one clip, as in read-speech corpora
+LONGER_SECONDS = 0.25  # than its row says a recording may be: decoders pad, people round
 EMPTY = "empty transcript"
+NAMED = 5  # of recordings without a row
 TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test": "tell how good the student is"}
 
 
@@ -62,10 +65,14 @@ def fetch_split(
     folder: Path,
     vocabulary: Vocabulary,
     held_out: set[str],
+    written_from: dict[str, str],
     rejected: Rejected,
     untranscribed: bool = False,
 ) -> Written:
     """Write one split, at most `wanted` clips. `held_out` sentences are rejected.
+
+    `written_from` are the files of the clips that were written, of all splits, with the clips' names: no file is heard
+    twice.
 
     `pad` may lengthen a clip, given its float32 [samples] and its id. Clips without a transcript are rejected, unless
     `untranscribed`.
@@ -83,10 +90,16 @@ def fetch_split(
                     raise BadText(clip.problem)
                 if clip.id in names:
                     raise BadText("a second clip of this name")
+                file = os.path.realpath(clip.audio) if isinstance(clip.audio, Path) else ""
+                if file in written_from:
+                    raise BadText(f"the same file as {written_from[file]}")
                 text = ""
                 if clip.transcript.strip() or not untranscribed:
                     text = fitting_text(clip.transcript, language, vocabulary, held_out)
                 samples = read_audio(clip.audio)
+                if clip.seconds and len(samples) > (clip.seconds + LONGER_SECONDS) * SAMPLE_RATE:
+                    length = len(samples) / SAMPLE_RATE
+                    raise BadAudio(f"its row means {clip.seconds:.1f} of its {length:.1f} s; cut them into a file")
                 parts = [(clip.id, samples)]
                 if not text and len(samples) > MAX_SECONDS * SAMPLE_RATE:
                     parts = [(f"{clip.id}:{number}", part) for number, part in enumerate(cut_at_pauses(samples), 1)]
@@ -104,6 +117,8 @@ def fetch_split(
                 part = pad(part, name)
                 out.append(to_int16(part), id=name, transcript=clip.transcript if text else "", text=text)
                 names.add(clip.id)
+                if file:
+                    written_from[file] = f"{split}/{clip.id}"
                 written += 1
                 without += not text
                 samples_written += len(part)
@@ -163,7 +178,11 @@ def as_it_is(samples: np.ndarray, clip: str) -> np.ndarray:
 def no_usable_clip(name: str, path: str, split: str, rejected: Rejected) -> UserError:
     rejected.show()
     reasons = [reason for of, _, reason in rejected.items if of == split]
-    why = f"all {len(reasons)} were rejected, the first: {reasons[0]}" if reasons else "it has no rows"
+    why = "it has no rows; give it some, or remove its table"
+    if reasons:
+        why = f"all {len(reasons)} were rejected, the first: {reasons[0]}"
+    elif split == "validation":
+        why += ", and a tenth of train becomes it"
     return UserError(f"{name}: {path}: no usable clip in {split}: {why}")
 
 
@@ -172,6 +191,7 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     rejected = Rejected()
     held_out: set[str] = set()
+    written_from: dict[str, str] = {}
     with atomic_directory(paths.clean) as folder:
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
             pad = partial(pad_with_silence, silence, seed) if split == "train" else as_it_is
@@ -180,8 +200,8 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
                 clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
                 found = Rejected()
                 written = fetch_split(
-                    clips, wanted, speech.language, pad, split, folder / split, vocabulary, held_out, found,
-                    untranscribed,
+                    clips, wanted, speech.language, pad, split, folder / split, vocabulary, held_out, written_from,
+                    found, untranscribed,
                 )  # fmt: skip
                 if written.clips or EMPTY not in found.counts():
                     break
@@ -190,7 +210,10 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
             if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
             held_out |= written.sentences
-        fetch_out_of_domain(other, speech.language, paths, seed, folder, vocabulary, held_out, rejected)
+        if unlisted := unlisted_recordings(speech.path):
+            more = f" and {len(unlisted) - NAMED} more" if len(unlisted) > NAMED else ""
+            print(f"not used, in no table: {len(unlisted)} recordings ({', '.join(unlisted[:NAMED])}{more})")
+        fetch_out_of_domain(other, speech.language, paths, seed, folder, vocabulary, held_out, written_from, rejected)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)
 
@@ -203,6 +226,7 @@ def fetch_out_of_domain(
     folder: Path,
     vocabulary: Vocabulary,
     held_out: set[str],
+    written_from: dict[str, str],
     rejected: Rejected,
 ) -> None:
     """Write the split that is out of domain; empty where the preset names none, or one in another language."""
@@ -216,7 +240,7 @@ def fetch_out_of_domain(
     try:
         clips = read_clips(other.speech, "test", seed, paths.downloads / OUT_OF_DOMAIN, paths.checksums)
         written = fetch_split(
-            clips, other.clips, language, as_it_is, OUT_OF_DOMAIN, split, vocabulary, held_out, rejected
+            clips, other.clips, language, as_it_is, OUT_OF_DOMAIN, split, vocabulary, held_out, written_from, rejected
         )
     except DamagedError:
         raise

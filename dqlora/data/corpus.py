@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dqlora.data.fleurs import folder_recordings, hub_commit, hub_recordings
 from dqlora.data.hub import HUB
-from dqlora.data.layouts import read_folder
+from dqlora.data.layouts import read_folder, unlisted
 from dqlora.data.storage import existing_folder
 
 
@@ -19,6 +19,7 @@ class Clip:
     audio: Path | bytes
     transcript: str
     problem: str = ""  # why it cannot be used, known before it is decoded
+    seconds: float | None = None  # what its row means, of a recording that may be longer
 
 
 def read_clips(path: str, split: str, seed: int, downloads: Path, checksums: Path) -> Iterator[Clip]:
@@ -43,10 +44,23 @@ def read_clips(path: str, split: str, seed: int, downloads: Path, checksums: Pat
     """
     if path.startswith(HUB):
         return starmap(Clip, hub_recordings(path, split, downloads, checksums))
-    folder = existing_folder(path, "speech.path", "give a folder of recordings or hf://datasets/...")
-    if next(chain(folder.glob("*.parquet"), folder.glob("*/*.parquet")), None):
+    folder = _folder(path)
+    if _is_parquet(folder):
         return starmap(Clip, folder_recordings(folder, split))
     return _folder_clips(folder, split, seed)
+
+
+def unlisted_recordings(path: str) -> list[str]:
+    """The recordings in a corpus' folder that none of its tables names. Raises as `read_clips`."""
+    return [] if path.startswith(HUB) or _is_parquet(_folder(path)) else unlisted(_folder(path))
+
+
+def _folder(path: str) -> Path:
+    return existing_folder(path, "speech.path", "give a folder of recordings or hf://datasets/...")
+
+
+def _is_parquet(folder: Path) -> bool:
+    return any(chain(folder.glob("*.parquet"), folder.glob("*/*.parquet")))
 
 
 def commit_of(path: str) -> str | None:
@@ -56,4 +70,4 @@ def commit_of(path: str) -> str | None:
 
 def _folder_clips(folder: Path, split: str, seed: int) -> Iterator[Clip]:
     for row, path in read_folder(folder, split, seed):
-        yield Clip(row.id, path, row.transcript, row.problem)
+        yield Clip(row.id, path, row.transcript, row.problem, row.seconds)

@@ -3,8 +3,10 @@
 A row that cannot be understood is never guessed at: it comes with its `problem`, which names file and line.
 """
 
+import codecs
 import csv
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -17,9 +19,17 @@ from dqlora.errors import UserError, first_line
 FILE_COLUMNS = ("file_name", "filename", "path", "file", "audio", "audio_filepath", "wav_filename")
 TEXT_COLUMNS = ("transcription", "sentence", "transcript", "text")
 SPLIT_COLUMN = "split"
+# Of tables that name parts of recordings: NeMo's offset and duration, and start and end, in seconds.
+START_COLUMN = re.compile(r"(offset|start|begin)([-_ ]?(time|seconds|secs?|s|ms|samples?|frames?))?")
+DURATION_COLUMN = "duration"
+END_COLUMN = re.compile(r"(end|stop)([-_ ]?(time|seconds|secs?|s))?")
 HEADER = "needs a header file_name,transcription and a line a recording"
 QUOTED_DELIMITERS, PLAIN_DELIMITERS = ",;", "\t|"  # as Common Voice and LJSpeech use the latter: a quote is a letter
 NAME_OF_A_FILE = re.compile(r"\.(?=\w*[A-Za-z])\w{2,5}\s*\"?\s*$")  # ends in a suffix
+
+
+Part = tuple[str, float | None]  # where in a recording a row begins, and how many seconds it lasts
+WHOLE: Part = ("", None)
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,8 @@ class Row:
     transcript: str
     split: str = ""  # of the table's own column
     problem: str = ""  # why the row cannot be used, with file and line
+    start: str = ""  # in the recording, as the table has it
+    seconds: float | None = None  # from there, where the table says it
 
 
 def read_table(path: Path) -> Iterator[Row]:
@@ -39,16 +51,30 @@ def read_table(path: Path) -> Iterator[Row]:
     Parameters
     ----------
     path
-        `.jsonl`: an object a line; else cells between commas, semicolons, tabs or pipes below a header, or LJSpeech's
-        `id|transcript|normalised transcript` without one.
+        `.jsonl` or `.json`: an object a line; else cells between commas, semicolons, tabs or pipes below a header, or
+        LJSpeech's `id|transcript|normalised transcript` without one.
 
     Raises
     ------
     UserError
-        if the file is not UTF-8 or has no such columns.
+        if the file is not UTF-8, has no such columns, or names several parts of one recording.
     """
     lines = _lines(path)
-    return _json_rows(path, lines) if path.suffix.lower() == ".jsonl" else _delimited_rows(path, lines)
+    if path.suffix.lower() == ".json":
+        _check_json_lines(path, lines)
+    rows = _json_rows if path.suffix.lower() in (".json", ".jsonl") else _delimited_rows
+    return _whole_recordings(path, rows(path, lines))
+
+
+def _whole_recordings(path: Path, rows: Iterable[Row]) -> Iterator[Row]:
+    starts: dict[str, str] = {}
+    for row in rows:
+        if row.start and starts.setdefault(row.file, row.start) != row.start:
+            raise UserError(
+                f"{path}: {row.file} is named from {starts[row.file]} and from {row.start}: parts of recordings cannot "
+                "be read; cut each into a file of its own (ffmpeg -ss START -t SECONDS -i OLD NEW) and name those"
+            )
+        yield row
 
 
 def read_librispeech(path: Path) -> Iterator[Row]:
@@ -105,8 +131,8 @@ def _lines(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in content[:4]:
-        raise UserError(f"{path}: UTF-16, not UTF-8; save it as UTF-8, or: iconv -f UTF-16 -t UTF-8 OLD > NEW")
+    if wide := wide_encoding(content[:4]):
+        raise UserError(f"{path}: {wide[:6]}, not UTF-8; save it as UTF-8, or: iconv -f {wide} -t UTF-8 OLD > NEW")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -119,6 +145,17 @@ def _lines(path: Path) -> list[str]:
     return [f"{line}\n" for line in text.split("\n")]
 
 
+def wide_encoding(start: bytes) -> str | None:
+    """The encoding of text whose characters take two or four bytes, by its mark or the zeros in its first four."""
+    if start in (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE):
+        return "UTF-32"
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return "UTF-16"
+    zeros = [at for at, byte in enumerate(start) if not byte]
+    order = "BE" if zeros[:1] == [0] else "LE"
+    return f"UTF-{32 if len(zeros) > 2 else 16}{order}" if zeros else None
+
+
 def _id_and_rest(line: str) -> tuple[str, str]:
     parts = line.strip().split(maxsplit=1)
     return parts[0] if parts else "", parts[1] if len(parts) > 1 else ""
@@ -128,7 +165,9 @@ def _place(problem: str, path: Path, line: int) -> str:
     return f"{problem} ({path}, line {line})"
 
 
-def _row(path: Path, line: int, name: str, file: str, transcript: str, split: str = "", problem: str = "") -> Row:
+def _row(
+    path: Path, line: int, name: str, file: str, transcript: str, split: str = "", problem: str = "", part: Part = WHOLE
+) -> Row:
     """A row whose name can be a file's and whose text can be written; else one with that problem."""
     unprintable = any(ord(char) < 32 or 0xD800 <= ord(char) < 0xE000 for char in name + file)
     if not problem and unprintable:
@@ -140,7 +179,7 @@ def _row(path: Path, line: int, name: str, file: str, transcript: str, split: st
     if problem:
         named = name and not unprintable
         return Row(name if named else f"line {line}", file if named else "", "", split, problem)
-    return Row(name, file, transcript, split)
+    return Row(name, file, transcript, split, "", *part)
 
 
 @dataclass(frozen=True)
@@ -148,7 +187,11 @@ class _Columns:
     count: int
     file: int
     text: int
-    split: int | None
+    split: int | None = None
+    otherwise: int | None = None  # where the transcript stands if the cell at `text` is empty
+    start: int | None = None
+    duration: int | None = None
+    end: int | None = None
 
     @classmethod
     def of(cls, path: Path, header: list[str]) -> "_Columns | None":
@@ -162,8 +205,33 @@ class _Columns:
             return None
         if twice := next((name for name in (file, text) if names.count(name) > 1), None):
             raise UserError(f"{path}: two columns are named {twice}; rename one")
-        split = names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
-        return cls(len(names), names.index(file), names.index(text), split)
+
+        def found(matches: Callable[[str], Any]) -> int | None:
+            return next((at for at, name in enumerate(names) if matches(name)), None)
+
+        return cls(
+            len(names),
+            names.index(file),
+            names.index(text),
+            split=found(SPLIT_COLUMN.__eq__),
+            start=found(START_COLUMN.fullmatch),
+            duration=found(DURATION_COLUMN.__eq__),
+            end=found(END_COLUMN.fullmatch),
+        )
+
+    def part(self, cells: list[Any]) -> Part:
+        """Where in its recording a row begins, and how many seconds it lasts, where the table has both columns."""
+        start, duration, end = (
+            str(cells[at]).strip() if at is not None and at < len(cells) else ""
+            for at in (self.start, self.duration, self.end)
+        )
+        if not start:
+            return WHOLE
+        try:
+            seconds = float(duration) if duration else float(end) - float(start)
+        except ValueError:
+            return start, None
+        return start, seconds if 0 < seconds < math.inf else None
 
 
 def _delimited_rows(path: Path, lines: list[str]) -> Iterator[Row]:
@@ -177,8 +245,8 @@ def _delimited_rows(path: Path, lines: list[str]) -> Iterator[Row]:
         if columns := _Columns.of(path, header):
             return _records(path, lines, first + 1, delimiter, columns)
     cells = lines[first].split("|")
-    if len(cells) in (2, 3):  # LJSpeech
-        return _records(path, lines, first, "|", _Columns(len(cells), 0, len(cells) - 1, None))
+    if len(cells) in (2, 3):  # LJSpeech, of which some have transcripts normalised
+        return _records(path, lines, first, "|", _Columns(len(cells), 0, len(cells) - 1, otherwise=1))
     raise UserError(f"{path}: {HEADER}; its first line is {lines[first].strip()[:80]!r}")
 
 
@@ -227,7 +295,9 @@ def _records(path: Path, lines: list[str], start: int, delimiter: str, columns: 
             cells[column].strip() if column is not None and column < len(cells) else ""
             for column in (columns.file, columns.text, columns.split)
         )
-        held, held_line = _row(path, number, name, name, text, split, problem), number
+        if not text and columns.otherwise is not None and not problem:
+            text = cells[columns.otherwise].strip()
+        held, held_line = _row(path, number, name, name, text, split, problem, columns.part(cells)), number
     if held:
         yield held
 
@@ -250,6 +320,19 @@ def _row_detector(line: str, delimiter: str, columns: _Columns) -> Callable[[str
     if names_a_file(line):
         return names_a_file
     return lambda other: other.count(delimiter) >= columns.count - 1
+
+
+def _check_json_lines(path: Path, lines: list[str]) -> None:
+    """`.json` may be anything; NeMo's manifests are objects with the columns, one a line."""
+    try:
+        first = json.loads(next(filter(str.strip, lines), ""))
+    except (ValueError, RecursionError):
+        first = None
+    if not isinstance(first, dict) or _Columns.of(path, list(first)) is None:
+        raise UserError(
+            f"{path}: not an object with file_name and transcription in each line; write it so (an array of objects: "
+            f"jq -c '.[]' {path.name} > {path.stem}.jsonl), or move it away"
+        )
 
 
 def _json_rows(path: Path, lines: list[str]) -> Iterator[Row]:
@@ -276,4 +359,4 @@ def _json_rows(path: Path, lines: list[str]) -> Iterator[Row]:
         if not all(isinstance(value, str) for value in (name, text, split)):
             problem = _place("a name or transcript that is no text", path, number)
             name, text, split = (value if isinstance(value, str) else "" for value in (name, text, split))
-        yield _row(path, number, name.strip(), name.strip(), text, split, problem)
+        yield _row(path, number, name.strip(), name.strip(), text, split, problem, columns.part(cells))

@@ -68,6 +68,62 @@ def without_text(folder: Path, *numbers: int) -> None:
     (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
 
 
+def test_a_file_is_heard_once(speech: Path, clean: Path) -> None:
+    """Under whatever name, and in whatever split: a test clip is not trained on with another text."""
+    (speech / "train/link.wav").symlink_to(speech / "train/train-2.wav")
+    with (speech / "train/metadata.csv").open("a") as file:
+        file.write("train-0,no suffix\nx/../train-1.wav,dots\nlink.wav,a link\n../test/test-3.wav,in test\n")
+    fetch_speech.main()
+    assert list(texts(clean, "train")) == [f"train-{number}.wav" for number in range(4)]
+    assert rejected(clean) == {
+        "train/train-0": "the same file as train/train-0.wav",
+        "train/x/../train-1.wav": "the same file as train/train-1.wav",
+        "train/link.wav": "the same file as train/train-2.wav",
+        "train/../test/test-3.wav": "the same file as test/test-3.wav",
+    }
+
+
+@pytest.mark.parametrize(
+    "files", [(), ("train/a.wav",), ("train/a.wav", "b.flac", *(f"more/{n}.wav" for n in "abcdef"))]
+)
+def test_recordings_in_no_table_are_named(
+    speech: Path, clean: Path, files: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (speech / "more").mkdir()
+    for name in files:
+        soundfile.write(speech / name, tone(0.5), RATE)
+    fetch_speech.main()
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("not used, in no table: ")]
+    named = [f"1 recordings ({files[0]})"] if len(files) == 1 else []
+    if len(files) > 1:
+        named = ["8 recordings (b.flac, more/a.wav, more/b.wav, more/c.wav, more/d.wav and 3 more)"]
+    assert lines == [f"not used, in no table: {line}" for line in named]
+    assert len(texts(clean, "train")) == 4
+
+
+@pytest.mark.parametrize(
+    ("header", "cells", "whole"),
+    [
+        ("offset,duration", "0.0,0.3", False), ("offset,duration", "0,0.5", True), ("offset,duration", "0,0.4", True),
+        ("start,end", "0.1,0.3", False), ("start,end", "12.0,12.5", True), ("start_time,end_time", "0,.2", False),
+        ("duration", "0.1", True), ("start,end", "monday,friday", True), ("offset,duration", "0,0", True),
+        ("offset,duration", "0,", True),
+    ],
+)  # fmt: skip
+def test_a_row_that_means_a_part_of_its_recording_is_rejected(
+    speech: Path, clean: Path, header: str, cells: str, whole: bool
+) -> None:
+    """Half a second: 0.4 s are as long but for rounding, and no length where the table says only how long it is."""
+    soundfile.write(speech / "train/long.wav", tone(0.6 if not whole else 0.5), RATE)
+    (speech / "train/metadata.csv").write_text(
+        f"file_name,transcription,{header}\ntrain-0.wav,one,{',' * header.count(',')}\nlong.wav,two,{cells}\n"
+    )
+    fetch_speech.main()
+    assert ("long.wav" in texts(clean, "train")) == whole
+    if not whole:
+        assert rejected(clean)["train/long.wav"].startswith("its row means 0.")
+
+
 def test_clips_without_a_transcript_are_kept_but_in_test(speech: Path, clean: Path) -> None:
     for split in ("train", "validation", "test"):
         without_text(speech / split, 1, 2)
@@ -154,7 +210,10 @@ def test_a_handful_of_clips_is_enough(tmp_path: Path, clean: Path, clips: int) -
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("file_name,transcription\n", r"no usable clip in validation: it has no rows$"),
+        (
+            "file_name,transcription\n",
+            r"no usable clip in validation: it has no rows; give it some, or remove its table",
+        ),
         ("file_name,transcription\na.wav,hello\nb.wav,bye\n", r"all 2 were rejected, the first: no such file$"),
     ],
 )

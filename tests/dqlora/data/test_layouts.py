@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from dqlora.data.audio import BadAudio, read_audio
-from dqlora.data.layouts import SPLITS, read_folder, split_named
+from dqlora.data.layouts import SPLITS, read_folder, split_named, unlisted
 from dqlora.errors import UserError
 
 
@@ -176,6 +176,155 @@ def test_eval_is_the_test_split_where_there_is_no_other(tmp_path: Path) -> None:
     assert {split: [clip.id for clip in clips] for split, clips in splits(tmp_path).items()} == {
         "train": ["train/a.wav"], "validation": ["dev/b.wav"], "test": ["eval/c.wav"],
     }  # fmt: skip
+
+
+NEMO = '{{"audio_filepath": "x/{0}.wav", "duration": 1.0, "text": "{0}"}}\n'
+
+
+def three(pattern: str, content: str = "file_name,transcription\n{0}.wav,{0}\n", audio: str = "") -> dict[str, str]:
+    """A table of each of train, dev and test with one clip; `{0}` is the split, its recording beside the table."""
+    files = {}
+    for split in ("train", "dev", "test"):
+        path = pattern.format(split)
+        recording = audio.format(split) if audio else f"{path.rpartition('/')[0]}/{split}.wav".lstrip("/")
+        files |= {path: content.format(split), recording: ""}
+    return files
+
+
+KALDI = {
+    path: content for split in ("train", "dev", "test")
+    for path, content in {
+        f"dump/raw/{split}/text": f"{split}-1 {split}\n", f"dump/raw/{split}/wav.scp": f"{split}-1 wav/{split}.wav\n",
+        f"dump/raw/{split}/utt2spk": f"{split}-1 {split}\n", f"wav/{split}.wav": "",
+    }.items()
+}  # fmt: skip
+AS_PEOPLE_NAME_THEM: dict[str, dict[str, str]] = {
+    "capitals": {name.upper() if name.endswith("csv") else name: text for name, text in three("{0}.csv").items()},
+    "METADATA.CSV": three("{0}/METADATA.CSV"),
+    "Train.TSV": three("{0}.TSV", "path\tsentence\n{0}.wav\t{0}\n", "clips/{0}.wav"),
+    "nemo's suffix": three("{0}_manifest.json", NEMO, "x/{0}.wav"),
+    "manifest in front": three("manifest_{0}.json", NEMO, "x/{0}.wav"),
+    "metadata.json of lines": three("{0}/metadata.json", '{{"file_name": "{0}.wav", "text": "{0}"}}\n'),
+    "json that is something else": three("{0}/metadata.csv") | {"metadata.json": '{"licence": "CC0"}'},
+    "one level above": three("de/{0}.tsv", "path\tsentence\n{0}.wav\t{0}\n", "de/clips/{0}.wav"),
+    "two levels above": three("cv-corpus-17.0/de/{0}.tsv", "path\tsentence\n{0}.wav\t{0}\n"),
+    "corpus/v1": three("corpus/v1/{0}/metadata.csv"),
+    "a table in each split's folder": three("{0}/{0}.csv"),
+    "espnet": KALDI,
+    "librispeech above": three("a/b/{0}-clean/1/2/1-2.trans.txt", "{0} {0}\n", "a/b/{0}-clean/1/2/{0}.flac"),
+    "mac": three("{0}/metadata.csv") | {
+        "__MACOSX/train/metadata.csv": "\0\5", "__MACOSX/metadata.csv": "\0", "train/._metadata.csv": "\0\5\x16\7",
+        ".Trash/train/metadata.csv": "file_name,transcription\ngone.wav,gone\n", ".Trash/train/gone.wav": "",
+    },
+    "wham": {
+        name.replace("train/", "tr/").replace("dev/", "cv/").replace("test/", "tt/"): text
+        for name, text in three("{0}/metadata.csv").items()
+    },
+    "turkish": three("tr/{0}/metadata.csv"),
+    "turkish and tatar": three("tr/{0}/metadata.csv") | {"tt/x/y.bin": "", "cv/x/y.bin": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", AS_PEOPLE_NAME_THEM)
+def test_tables_are_found_as_people_name_them(tmp_path: Path, layout: str) -> None:
+    found = splits(write(tmp_path, AS_PEOPLE_NAME_THEM[layout]))
+    assert {split: [clip.transcript.lower() for clip in clips] for split, clips in found.items()} == {
+        "train": ["train"], "validation": ["dev"], "test": ["test"],
+    }  # fmt: skip
+    assert all(clip.audio.is_file() and not clip.problem for clips in found.values() for clip in clips)
+    assert unlisted(tmp_path) == []
+
+
+BARE = recordings(*(f"speech/{split}/{number}.wav" for split in ("train", "dev", "test") for number in range(3)))
+TRANSCRIPTS = [  # that are not read, beside bare recordings
+    "transcripts.csv", "train.txt", "TRAIN/DR1/SA1.TXT", "speech/train/0.txt", "speech/test/0.srt", "etc/PROMPTS",
+    "text", "etc/an4_train.transcription", "speech/test/transcripts.txt", "txt/p225/p225_001.txt", "talk.stm",
+    "transcript/aishell_transcript_v0.8.txt", "metadata.xlsx", "texts.ods", "speakers_and_texts.csv", "speech/1.lab",
+    "metadata (1).csv", "a.TextGrid", "validated.tsv", "index.yaml", "sentences", "info.json", "speaker1.txt",
+    "cv-valid-train.csv", "de/train.tsv de/test.tsv en/train.tsv en/test.tsv",
+]  # fmt: skip
+HARMLESS = [
+    "README", "README.txt", "readme.md", "README_en.txt", "LICENSE", "Licence.txt", "LICENSE-CC-BY.txt", "COPYING",
+    "CHANGELOG.md", "md5sum.txt", "SHA256SUMS", "speech/checksums.txt", "a.sha1", "a.wav.md5", "speaker-info.txt",
+    "SPEAKERS.TXT", "speakers.csv", "spkrinfo.txt", "utt2spk", "record.py", "session.log", "desktop.ini", "train.dvc",
+    ".notes.txt", "__MACOSX/train.csv", ".git/config.txt", "CITATION.cff", "empty.txt", "cover.jpg",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("names", "tables"),
+    [
+        (names, tables)
+        for names in TRANSCRIPTS
+        for tables in (False, True)
+        if not (tables and "train/" in names.lower())
+    ],
+)
+def test_a_corpus_with_texts_beside_it_is_not_taken_for_bare(tmp_path: Path, names: str, tables: bool) -> None:
+    """Nor is the one split that has no table."""
+    write(tmp_path, BARE | dict.fromkeys(names.split(), "a.wav\tone\n"))
+    if tables:
+        write(tmp_path / "speech", {f"{split}/metadata.csv": table(("0.wav", split)) for split in ("train", "dev")})
+        if "speech/train" in names:
+            return  # beside a table
+    with pytest.raises(UserError, match=r"\(.* is not read.*, or move it away to have the recordings transc") as error:
+        list(read_folder(tmp_path, "train", 0))
+    assert "\n" not in str(error.value) and any(name in str(error.value) for name in names.split())
+    assert ("name " + str(tmp_path / "de") in str(error.value)) == names.startswith("de/")
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_files_that_say_what_they_are_do_no_harm(tmp_path: Path, name: str) -> None:
+    write(tmp_path, BARE | {name: "" if name.startswith("empty") else "a.wav\tone\n"})
+    (tmp_path / "cover.jpg").write_bytes(b"\xff\xd8\xff\xe0\0\x10JFIF")
+    assert {split: len(clips) for split, clips in splits(tmp_path).items()} == {"train": 3, "validation": 3, "test": 3}
+
+
+def test_a_text_in_utf_16_is_a_text(tmp_path: Path) -> None:
+    write(tmp_path, BARE)
+    (tmp_path / "texts.txt").write_text("a.wav one", encoding="utf-16")
+    with pytest.raises(UserError, match=r"texts\.txt is not read"):
+        list(read_folder(tmp_path, "train", 0))
+
+
+@pytest.mark.parametrize("name", ["test.txt", "dev.csv", "val", "eval_manifest.json"])
+def test_a_list_of_a_split_is_not_passed_over(tmp_path: Path, name: str) -> None:
+    rows = [(f"{word}.wav", f"sentence {word}") for word in "abcdef"]
+    write(tmp_path, {"metadata.csv": table(*rows), name: "a.wav\n"} | recordings(*(f"{word}.wav" for word in "abcdef")))
+    with pytest.raises(UserError, match=f"{name}: not read, and by its name a split of yours; put a column split"):
+        list(read_folder(tmp_path, "train", 0))
+    (tmp_path / name).unlink()
+    assert all(splits(tmp_path).values())
+
+
+def test_linked_folders_are_followed_and_links_back_end(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", three("{0}-clean/1/2/1-2.trans.txt", "{0} {0}\n", "{0}-clean/1/2/{0}.flac"))
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for folder in (tmp_path / "elsewhere").iterdir():
+        (corpus / folder.name).symlink_to(folder)
+    (corpus / "back").symlink_to(corpus)
+    (corpus / "loop").symlink_to("loop")
+    (corpus / "train-clean/1/up").symlink_to(corpus / "train-clean")
+    assert {split: [clip.transcript for clip in clips] for split, clips in splits(corpus).items()} == {
+        "train": ["train"], "validation": ["dev"], "test": ["test"],
+    }  # fmt: skip
+
+
+def test_bare_recordings_in_linked_folders_and_links_to_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere", recordings("a.wav", "b/c.wav", ".Trash/gone.wav"))
+    write(tmp_path / "corpus", recordings("train/x.wav", "test/y.wav", "dev/z.wav", "train/.hidden/w.wav"))
+    (tmp_path / "corpus/train/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus/train/missing.wav").symlink_to(tmp_path / "nowhere.wav")
+    assert [clip.id for clip in splits(tmp_path / "corpus")["train"]] == [
+        "train/missing.wav", "train/more/a.wav", "train/more/b/c.wav", "train/x.wav"
+    ]  # fmt: skip
+
+
+def test_recordings_that_no_table_names(tmp_path: Path) -> None:
+    write(tmp_path, {"metadata.csv": table(*THREE, ("d", "four")), **recordings(*(name for name, _ in THREE))})
+    write(tmp_path, recordings("d.flac", "train/new.wav", "clips/old.mp3"))
+    assert unlisted(tmp_path) == ["clips/old.mp3", "train/new.wav"]
 
 
 LJ = "".join(

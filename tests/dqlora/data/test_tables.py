@@ -34,6 +34,8 @@ DIALECTS: dict[str, str | bytes] = {
     "tab": "file_name\ttranscription\na.wav\thello there\nb.wav\tgood bye\n",
     "pipe": "file_name|transcription\na.wav|hello there\nb.wav|good bye\n",
     "ljspeech": "a.wav|Hello, there|hello there\nb.wav|Good bye|good bye\n",
+    "ljspeech with some normalised": "a.wav|Hello|hello there\nb.wav|good bye|\n",
+    "ljspeech with none normalised": "a.wav|hello there|\nb.wav|good bye| \n",
     "ljspeech without the normalised": "a.wav|hello there\nb.wav|good bye\n",
     "quoted": '"file_name","transcription"\n"a.wav","hello there"\n"b.wav","good bye"\n',
     "quoted after a space": 'file_name, transcription\na.wav, "hello there"\nb.wav, "good bye"\n',
@@ -168,6 +170,52 @@ def test_a_bad_table_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(str(tmp_path))}/metadata.csv: .*{message}") as error:
         read(tmp_path, content)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("mark", [True, False])
+def test_the_advice_on_an_encoding_is_right(tmp_path: Path, encoding: str, mark: bool) -> None:
+    content = "file_name,text\na.wav,grüße\n"
+    with pytest.raises(UserError, match=f": {encoding[:6].upper()}, not UTF-8; .*iconv -f UTF-") as error:
+        read(tmp_path, ("\ufeff" * (mark and len(encoding) > 6) + content).encode(encoding))
+    advised = str(error.value).split("iconv -f ")[1].split()[0]
+    assert (tmp_path / "metadata.csv").read_bytes().decode(advised).lstrip("\ufeff") == content
+
+
+PARTS = {
+    "nemo.jsonl": [{"audio_filepath": "a.wav", "offset": start, "duration": 2.0, "text": "x"} for start in (0.0, 2.0)],
+    "nemo.json": [{"audio_filepath": "a.wav", "offset": start, "duration": 2.0, "text": "x"} for start in (0.0, 2.0)],
+    "seconds.csv": "file_name,start,end,text\na.wav,0,2,x\na.wav,2,4,y\n",
+    "times.tsv": "path\tstart_time\tend_time\tsentence\na.wav\t0:00\t0:02\tx\na.wav\t0:02\t0:04\ty\n",
+    "samples.csv": "file_name;start_sample;text\na.wav;0;x\na.wav;32000;y\n",
+    "begin.csv": "Begin,File,Text\n0,a.wav,x\n1.5,a.wav,y\n",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_of_one_recording_are_refused(tmp_path: Path, name: str) -> None:
+    rows = PARTS[name]
+    content = rows if isinstance(rows, str) else "".join(f"{json.dumps(row)}\n" for row in rows)
+    with pytest.raises(UserError, match=r"a\.wav is named from \S+ and from \S+: parts of recordings cannot be read"):
+        read(tmp_path, content, name)
+
+
+def test_a_start_and_a_length_of_each_recording_are_read(tmp_path: Path) -> None:
+    table = "file_name,offset,duration,text\na.wav,0.0,2.5,x\nb.wav,0.0,,y\nc.wav,12,-1,z\n"
+    assert [(row.start, row.seconds) for row in read(tmp_path, table)] == [("0.0", 2.5), ("0.0", None), ("12", None)]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '[{"file_name": "a.wav", "text": "x"}]', '[\n  {"file_name": "a.wav"}\n]',
+        '{"a": {"wav": "a.wav", "words": "x"}}',
+        '{\n  "file_name": "a.wav"\n}', "", "null", '{"licence": "CC0"}', "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_json_without_a_row_in_each_line_is_named(tmp_path: Path, content: str) -> None:
+    with pytest.raises(UserError, match=r"metadata\.json: not an object with file_name and transcription in each line"):
+        read(tmp_path, content, "metadata.json")
 
 
 def kaldi(folder: Path, scp: str, text: str) -> list[Row]:
