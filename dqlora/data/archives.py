@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from dqlora.data.audio import AUDIO_SUFFIXES
+from dqlora.data.folders import is_audio, is_hidden
 from dqlora.errors import UserError
 from dqlora.progress import ProgressBar
 
@@ -23,11 +24,6 @@ def check_archive(path: Path) -> None:
     """Raise ValueError if a file is neither a zip nor a tar archive."""
     if not (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)):
         raise ValueError("neither a zip nor a tar archive; unpack it yourself and name the folder")
-
-
-def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left alone: hidden ones, and what a Mac adds to a zip."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def extract_archive(archive: Path, folder: Path) -> list[Path]:
@@ -44,7 +40,7 @@ def extract_archive(archive: Path, folder: Path) -> list[Path]:
     room = shutil.disk_usage(archive.parent).free if archive.exists() else 0
     try:
         for name, size, content in _zip_members(archive) if zipfile.is_zipfile(archive) else _tar_members(archive):
-            if name.suffix.lower() not in AUDIO_SUFFIXES:
+            if not is_audio(name.name):
                 continue
             if name.is_absolute() or ".." in name.parts:
                 raise UserError(f"{archive}: unsafe, not unpacked ({name} is outside); take another archive")

@@ -14,21 +14,14 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from dqlora.data.audio import AUDIO_SUFFIXES
+from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, files_below, is_audio
 from dqlora.data.tables import Row, read_kaldi, read_librispeech, read_table
 from dqlora.errors import UserError
 
 SPLITS = ("test", "validation", "train")
-# Names of folders, tables and values that stand for a split, alone or before -, _ or . (train-clean-100).
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
-    **dict.fromkeys(("test", "testing"), "test"),
-    **dict.fromkeys(("eval", "evaluation"), "eval"),  # validation beside a test split, else the test split
-}
 # Cumulative ratios of a seeded hash of the sentence, where a corpus has no splits of its own.
 HASH_RATIOS = (("test", 0.15), ("validation", 0.25), ("train", 1.0))
 VALIDATION_RATIOS = (("validation", 0.1), ("train", 1.0))  # where it has all but a validation split
-WHAM_SPLITS = {"tr": "train", "cv": "validation", "tt": "test"}  # where tr and tt are both: they are languages, too
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 JSON = (".json",)  # NeMo's manifests; read where no other table is, since it may be anything
 BESIDE_TABLE = (".", "clips", "wavs", "wav", "audio")  # where recordings lie: Common Voice, LJSpeech
@@ -61,11 +54,11 @@ class _Corpus:
 
     @classmethod
     def of(cls, folder: Path) -> "_Corpus":
-        return cls(folder, sorted(_files(str(folder)), key=lambda name: (name.count("/"), name)))
+        return cls(folder, files_below(folder))
 
     @cached_property
     def recordings(self) -> list[str]:
-        return sorted(filter(_is_audio, self.files))
+        return sorted(filter(is_audio, self.files))
 
     @cached_property
     def _short_names(self) -> dict[str, str]:
@@ -92,7 +85,7 @@ class _Corpus:
         read, with_table = {table.path for table in tables}, {table.split for table in tables} - {None}
         others = [
             file
-            for file in (self.folder / name for name in self.files if not _is_audio(name))
+            for file in (self.folder / name for name in self.files if not is_audio(name))
             if file not in read
             and self.table_split(file) not in with_table
             and (self.recordings or file.suffix.lower() in suffixes)
@@ -116,34 +109,13 @@ class _Corpus:
     def check_no_split_is_left_out(self, tables: list[Table], own: set[str]) -> None:
         """Raise UserError if a file is the list of a split by its name, and others would be split to have one."""
         folders, read = {self.folder, *(table.path.parent for table in tables)}, {table.path for table in tables}
-        for file in (self.folder / name for name in self.files if not _is_audio(name)):
+        for file in (self.folder / name for name in self.files if not is_audio(name)):
             new = _split_of_table(file) not in {None, "train", *own} and file not in read
             if new and file.parent in folders and _may_hold_transcripts(file):
                 raise UserError(
                     f"speech.path: {file}: not read, and by its name a split of yours; put a column split (train, "
                     f"validation, test) into {tables[0].path.name}, or move the file away"
                 )
-
-
-def _files(folder: str, inside: str = "", above: tuple[str, ...] = ()) -> Iterator[str]:
-    real = os.path.realpath(folder)
-    if real in above:  # a link back
-        return
-    try:
-        entries = list(os.scandir(folder))
-    except OSError as error:
-        raise UserError(f"speech.path: {folder}: cannot be read ({error.strerror})") from None
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name == "__MACOSX":
-            continue
-        if os.path.isdir(entry.path):
-            yield from _files(entry.path, f"{inside}{entry.name}/", (*above, real))
-        elif os.path.isfile(entry.path) or entry.is_symlink():  # a link to nothing is named where it is to be read
-            yield inside + entry.name
-
-
-def _is_audio(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
 def read_folder(folder: Path, split: str, seed: int) -> Iterator[tuple[Row, Path]]:

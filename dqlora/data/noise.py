@@ -1,7 +1,6 @@
 """Noise recordings: folders of them, and synthetic ones."""
 
 import hashlib
-import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -11,9 +10,8 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from dqlora.data.archives import is_hidden
-from dqlora.data.audio import AUDIO_SUFFIXES, SAMPLE_RATE
-from dqlora.data.layouts import SPLIT_NAMES
+from dqlora.data.audio import SAMPLE_RATE
+from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, files_below, is_audio
 from dqlora.data.storage import existing_folder
 from dqlora.errors import UserError
 from dqlora.seeding import generator_for
@@ -21,7 +19,7 @@ from dqlora.seeding import generator_for
 TEST_RATIO = 1 / 3  # of a folder of recordings without splits of its own
 # The split that is tested on is the first of these that a folder has.
 HELD_OUT = ("test", "eval", "validation")
-SPLITS = {**SPLIT_NAMES, "tr": "train", "cv": "validation", "tt": "test"}  # WHAM's
+SPLITS = SPLIT_NAMES | WHAM_SPLITS
 BESIDE_SPLIT = {"noise", "noises", "audio", "wav", "set", "data"}  # words of a split's folder: noise_train, train-set
 # A channel of a recording, anywhere in a name: ch01, x_mic2, x_L_3, x (left).
 CHANNEL = re.compile(
@@ -140,8 +138,7 @@ def test_recordings(folder: Path) -> list[Recording]:
 
 def unused_files(folder: Path) -> list[str]:
     """Files below `folder` whose names are not those of recordings."""
-    files = chain(*(files for _, files in _walk(folder)))
-    return sorted(str(file.relative_to(folder)) for file in files if not _is_audio(file))
+    return [name for name in files_below(folder) if not is_audio(name)]
 
 
 def outside_splits(folder: Path) -> list[str]:
@@ -162,10 +159,9 @@ def _own_splits(folder: Path) -> dict[str, list[Path]]:
 def _by_split(folder: Path) -> dict[str, list[Path]]:
     """All recordings below `folder` by the split that their folders name; those of none under an empty name."""
     found: dict[str, list[Path]] = {}
-    for place, files in _walk(folder):
-        parts = place.relative_to(folder).parts
-        at = _split_at(parts)
-        found.setdefault("" if at is None else split_of_noise(parts[at]), []).extend(filter(_is_audio, files))
+    for name in map(Path, filter(is_audio, files_below(folder))):
+        at = _split_at(name.parent.parts)
+        found.setdefault("" if at is None else split_of_noise(name.parts[at]), []).append(folder / name)
     return found
 
 
@@ -192,22 +188,6 @@ def _recordings(folder: Path, paths: list[Path], own_splits: bool) -> list[Recor
 def _without_split(name: Path) -> Path:
     at = _split_at(name.parts[:-1])
     return name if at is None else Path(*name.parts[:at], *name.parts[at + 1 :])
-
-
-def _walk(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder with its files, through links, without what is hidden or a Mac's leftover in an archive."""
-    real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it lies in
-        return
-    shown = sorted(path for path in folder.iterdir() if not is_hidden(path.name))
-    yield folder, [path for path in shown if path.is_file() or not path.exists()]  # a link to nothing is named later
-    for path in shown:
-        if path.is_dir():
-            yield from _walk(path, above | {real})
-
-
-def _is_audio(file: Path) -> bool:
-    return file.suffix.lower() in AUDIO_SUFFIXES
 
 
 def synthetic_noise(
