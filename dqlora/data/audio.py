@@ -436,7 +436,7 @@ def _check_blocks(file: BinaryIO, size: int) -> None:
     head, end = file.read(64), 0
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         length = int.from_bytes(head[4:8], "little")
-        end = 0 if any(length in unknown for unknown in UNKNOWN_LENGTHS) else 8 + length
+        end = 0 if any(length in unknown for unknown in UNKNOWN_LENGTHS) else 8 + length - SLACK_BYTES
     elif head.startswith(EBML):
         length, begin = _ebml_number(head, len(EBML))
         file.seek(begin + length)
@@ -452,7 +452,7 @@ def _check_blocks(file: BinaryIO, size: int) -> None:
             if is_voc and not block[0]:
                 break
             end += overhead + int.from_bytes(block[1:], "little" if is_voc else "big")
-    if end > size + SLACK_BYTES:
+    if end > size:
         raise BadAudio("truncated file")
 
 

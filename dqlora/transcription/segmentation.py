@@ -53,8 +53,8 @@ def _silero() -> Any:
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:
-    """Silero's probability of speech, float32 [samples / 512], in float32 [samples] at 16 kHz."""
-    return _silero().audio_forward(samples)
+    """Silero's probability of speech, float32 [samples / 512], in float32 [samples] at 16 kHz, of any level."""
+    return _silero().audio_forward(audible(samples))
 
 
 def pieces(
@@ -69,7 +69,7 @@ def pieces(
             held = np.concatenate([held, block])
         ends = len(held) <= WINDOW
         window = held[:WINDOW]
-        probabilities = detector(audible(window))
+        probabilities = detector(window)
         if ends and own == 0:
             near = _near_speech(probabilities, np.abs(held).max(initial=0.0) < SILENCE_PEAK, len(held))
             yield Piece(held, 0, near, ends_in_pause=True, sound=slice(None))
