@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 
 from dqlora.config import OUT_OF_DOMAIN, OutOfDomain, Paths, Silence, Speech, load_params, load_preset
-from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE, BadAudio, check_speech, read_audio, to_int16
+from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE, BadAudio, audible, check_speech, read_audio, to_int16
 from dqlora.data.corpus import Clip, commit_of, read_clips, unlisted_recordings
 from dqlora.data.fleurs import DamagedError
 from dqlora.data.layouts import SPLITS
@@ -114,7 +114,7 @@ def fetch_split(
                 except BadAudio as reason:
                     rejected.add(split, name, str(reason))
                     continue
-                part = pad(part, name)
+                part = pad(audible(part), name)
                 out.append(to_int16(part), id=name, transcript=clip.transcript if text else "", text=text)
                 names.add(clip.id)
                 if file:

@@ -30,6 +30,9 @@ LIBSNDFILE = {  # format, subtype, rate, channels
     "aiff float": ("AIFF", "FLOAT", 16_000, 1),
     "au": ("AU", "PCM_16", 16_000, 1),
     "caf": ("CAF", "PCM_16", 16_000, 1),
+    "caf alac": ("CAF", "ALAC_16", 16_000, 1),
+    "w64 adpcm": ("W64", "MS_ADPCM", 16_000, 1),
+    "voc": ("VOC", "PCM_16", 16_000, 1),
     "sph": ("NIST", "PCM_16", 16_000, 1),
     "flac": ("FLAC", "PCM_16", 16_000, 1),
     "flac 24 bit": ("FLAC", "PCM_24", 96_000, 2),
@@ -39,7 +42,14 @@ LIBSNDFILE = {  # format, subtype, rate, channels
     "mp3 48 kHz vbr": ("MP3", None, 48_000, 1),
     "mp3 8 kHz": ("MP3", None, 8_000, 1),
 }
-FFMPEG = {"m4a": ("ipod", "aac"), "webm": ("webm", "libopus"), "aac": ("adts", "aac"), "mkv": ("matroska", "pcm_s16le")}
+FFMPEG = {
+    "m4a": ("ipod", "aac"),
+    "webm": ("webm", "libopus"),
+    "aac": ("adts", "aac"),
+    "mkv": ("matroska", "pcm_s16le"),
+    "mka mp3": ("matroska", "libmp3lame"),
+    "avi": ("avi", "pcm_s16le"),
+}
 CONTAINERS = [*LIBSNDFILE, *FFMPEG]
 
 
@@ -57,11 +67,20 @@ def recording(container: str, seconds: float = SECONDS) -> bytes:
     return file.getvalue()
 
 
-def _by_ffmpeg(sound: np.ndarray, layout: str, codec: str) -> bytes:
+def with_video(layout: str, codec: str, pictures: str = "mpeg4") -> bytes:
+    """SOUND beside a black picture, 25 times a second."""
+    return _by_ffmpeg(SOUND, layout, codec, pictures)
+
+
+def _by_ffmpeg(sound: np.ndarray, layout: str, codec: str, pictures: str = "") -> bytes:
     with TemporaryDirectory() as folder:
         path = Path(folder, "sound")
         with av.open(path, "w", format=layout) as container:
-            stream = container.add_stream(codec, rate=48_000, layout="mono")
+            stream = container.add_stream(codec, rate=44_100 if layout == "flv" else 48_000, layout="mono")
+            if pictures:
+                video = container.add_stream(pictures, rate=25, width=64, height=64, pix_fmt="yuv420p")
+                for picture in [*(av.VideoFrame(64, 64, "yuv420p") for _ in range(round(25 * SECONDS))), None]:
+                    container.mux(video.encode(picture))
             frame = av.AudioFrame.from_ndarray(soxr.resample(sound, RATE, 48_000)[None], format="fltp", layout="mono")
             frame.sample_rate = 48_000
             resampler = av.AudioResampler(stream.format, stream.layout, stream.rate)

@@ -22,9 +22,12 @@ FRAMES_PER_SECOND = SAMPLE_RATE // FRAME_HOP  # 50
 MAX_SECONDS = 30.0  # Whisper's window
 MIN_SECONDS = 0.3  # shorter than the shortest word in the corpora seen here
 SILENCE_PEAK = 1e-3  # -60 dBFS: nothing that a listener would take for speech
+QUIET_PEAK = 0.02  # -34 dBFS: 16 bits leave nine to a sound whose peak is lower, and its voice is not detected
+RAISED_PEAK = 0.5  # to which such a sound is scaled
 CLIPPED_RATIO = 0.01  # ratio of samples at full scale above which a recording counts as clipped
 BLOCK_SECONDS = 10  # of a long recording, decoded at a time
 LOUDEST = 2.0**32  # of floating-point samples: some are written in the range of 32-bit integers
+STRAY = 1e-4  # ratio of samples that may be louder than what is taken for a recording's peak: clicks, damaged ones
 RATES = (2_000, 400_000)  # samples per second: what lies outside is a damaged header
 SLACK_SECONDS = 0.05  # a length in a header may be wrong by this much: less than a phone lasts
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -41,15 +44,23 @@ AUDIO_SUFFIXES = {
     *(".au", ".snd", ".caf", ".sph", ".voc", ".m4a", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".3gp", ".amr", ".wma"),
 }
 
+CODEC_OPTIONS = {
+    "flac": {"err_detect": "crccheck"},
+    "caf": {"flags2": "skip_manual"},  # or the end of ALAC is left out twice
+}
+
 # Of files made of chunks, by their first bytes: where the first chunk begins, how its header is laid out (name,
 # length), how much of its header the length counts, and to how many bytes a chunk is padded
 CHUNKS = {
     b"RIFF": (12, struct.Struct("<4sI"), 0, 2),  # WAV
     b"RF64": (12, struct.Struct("<4sI"), 0, 2),
+    b"RIFX": (12, struct.Struct(">4sI"), 0, 2),  # WAV, its highest bytes first
     b"FORM": (12, struct.Struct(">4sI"), 0, 2),  # AIFF
     b"caff": (8, struct.Struct(">4sq"), 0, 1),
     b"riff": (40, struct.Struct("<16sQ"), 24, 8),  # W64
 }
+VOC = b"Creative Voice File\x1a"
+EBML, SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"  # of Matroska and WebM: the header, and all that follows it
 UNCOMPRESSED = (1, 3, 6, 7, 0xFFFE)  # of WAV's codings: integer, float, A-law, mu-law, extensible
 # Lengths that stand for "unknown" in what was written to a pipe, where no program can go back to fill in the real one:
 # sox 0x7ffff000, arecord 0x7fffff00, others 0x80000000, 0xffffffff, -1 or 0
@@ -97,7 +108,7 @@ def stream_audio(file: BinaryIO) -> tuple[float | None, Iterator[np.ndarray]]:
     -------
     Its length in seconds as its header has it, None where it does not say, and an iterator over float32 [samples],
     16 kHz. The channels are averaged; one that is another with its poles swapped is swapped back, or the two would
-    cancel.
+    cancel. Floating-point samples beyond full scale, as of a file in the range of integers, are scaled by their peak.
 
     Raises
     ------
@@ -112,11 +123,11 @@ def stream_audio(file: BinaryIO) -> tuple[float | None, Iterator[np.ndarray]]:
         file, size = cast(BinaryIO, _Part(file, tag, size)), size - tag
     starts, runs_on = _chunk_layout(file, size)
     starts = starts or _ogg_layout(file, size) or [0]
+    _check_blocks(file, size)
     parts = [_Part(file, start, end) for start, end in pairwise([*starts, size])]
-    first = _open(parts[0], runs_on)
-    others = (_open(part, runs_on) for part in parts[1:])
-    frames = (frame for sound in chain([first], others) for frame in sound.frames())
-    return first.seconds if len(parts) == 1 else None, _blocks(frames)
+    seconds = _open(parts[0], runs_on).seconds
+    frames = chain.from_iterable(_frames(part, runs_on) for part in parts)
+    return seconds if len(parts) == 1 else None, _blocks(frames)
 
 
 Frame = tuple[int, np.ndarray]  # samples per second, and float32 [samples, channels] in [-1, 1]
@@ -146,17 +157,38 @@ class _Part(io.RawIOBase):
         return len(content)
 
 
-def _open(file: _Part, ignore_length: bool) -> "_Sound | _Opus":
-    is_opus = b"OpusHead" in file.read(OGG_HEADER + 255)
-    file.seek(0)
-    return _Opus(file) if is_opus else _Sound(file, ignore_length)
+def _open(file: _Part, ignore_length: bool) -> "_Libsndfile | _FFmpeg":
+    """With FFmpeg, unless libsndfile reads it better.
 
-
-class _Opus:
-    """One Ogg Opus file, opened with libsndfile.
-
-    It decodes at the rate that was encoded; FFmpeg at 48 kHz only, and to resample that changes speech of 16 kHz.
+    FFmpeg decodes Opus at 48 kHz only, and to resample that changes speech of 16 kHz; it takes the bytes of RIFX in the
+    wrong order.
     """
+    file.seek(0)
+    head = file.read(OGG_HEADER + 255)
+    file.seek(0)
+    if b"OpusHead" in head or head[:4] == b"RIFX":
+        return _Libsndfile(file)
+    return _FFmpeg(file, ignore_length)
+
+
+def _frames(file: _Part, ignore_length: bool) -> Iterator[Frame]:
+    """The frames of one file, scaled by their peak where it is beyond full scale and nothing was lost by that."""
+    sound = _open(file, ignore_length)
+    if not sound.has_headroom:
+        yield from sound.frames()
+        return
+    peak = 1.0
+    for (rate, _), run in _runs(sound.frames()):
+        for block in _batched(run, BLOCK_SECONDS * rate):
+            with np.errstate(invalid="ignore"):  # such values are found later
+                peak = max(peak, float(np.quantile(np.abs(block), 1 - STRAY)))
+    peak = peak if peak < LOUDEST else 1.0
+    for rate, frame in _open(file, ignore_length).frames():
+        yield rate, frame / np.float32(peak)
+
+
+class _Libsndfile:
+    """One file, opened with libsndfile."""
 
     def __init__(self, file: _Part):
         try:
@@ -164,6 +196,7 @@ class _Opus:
         except (soundfile.LibsndfileError, RuntimeError) as error:
             raise BadAudio(_unreadable(error)) from None
         self.seconds = self._sound.frames / self._sound.samplerate
+        self.has_headroom = self._sound.subtype in ("FLOAT", "DOUBLE")
 
     def frames(self) -> Iterator[Frame]:
         done, block = 0, BLOCK_SECONDS * self._sound.samplerate
@@ -177,7 +210,7 @@ class _Opus:
             raise BadAudio(f"damaged file ({done / self._sound.samplerate:.1f} of {self.seconds:.1f} s)")
 
 
-class _Sound:
+class _FFmpeg:
     """The first audio stream of one file, opened with FFmpeg.
 
     FFmpeg reads what it can and says nothing of the rest, so that what comes out is held to what the header promises.
@@ -197,8 +230,11 @@ class _Sound:
         if self._stream.codec_context is None:
             raise BadAudio("encoded in a way that FFmpeg does not know")
         self._format = self._container.format.name
-        self._stream.codec_context.options = {"err_detect": "crccheck"} if self._format == "flac" else {}
-        self.seconds = None if ignore_length else self._declared(has_frame_count)
+        codec = self._stream.codec_context
+        codec.options = CODEC_OPTIONS.get(self._format, {})
+        self.has_headroom = codec.codec.lossless and str(codec.format and codec.format.name)[:3] in ("flt", "dbl")
+        seconds = None if ignore_length else self._declared(has_frame_count)
+        self.seconds = seconds if seconds and seconds < self._container.size else None  # no coding is that sparse
 
     def _declared(self, has_frame_count: bool) -> float | None:
         """Seconds in the header, None where it has none and FFmpeg's are an estimate from the bit rate."""
@@ -239,7 +275,12 @@ class _Sound:
                     yield frame.sample_rate, _float32(frame)
         except (av.FFmpegError, ValueError) as error:
             raise error if isinstance(error, BadAudio) else BadAudio(_unreadable(error)) from None
-        if self.seconds is not None and done < self.seconds - SLACK_SECONDS:
+        heard, slack = done, SLACK_SECONDS
+        if "matroska" in self._format:
+            heard = max(done, coded)  # its header counts what a decoder leaves out at the ends
+        if self._format == "avi":
+            slack += longest  # its header counts whole packets
+        if self.seconds is not None and heard < self.seconds - slack:
             raise BadAudio(f"truncated file ({done:.1f} of {self.seconds:.1f} s)")
         if self._format == "mp3" and coded - done > TRIMMED_FRAMES * longest:
             raise BadAudio(f"damaged file ({coded - done:.1f} s are left out)")
@@ -251,15 +292,21 @@ class _Sound:
             raise BadAudio(f"damaged or truncated file (at {done:.1f} s)")
 
 
+def _runs(frames: Iterator[Frame]) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]]]:
+    """Stretches of one sample rate and number of channels, and float32 [samples, channels] of each."""
+    for key, run in groupby(frames, lambda frame: (frame[0], frame[1].shape[1])):
+        yield key, (frame for _, frame in run)
+
+
 def _blocks(frames: Iterator[Frame]) -> Iterator[np.ndarray]:
     """float32 [samples], 16 kHz, of some seconds each."""
     total = 0
-    for (rate, channels), run in groupby(frames, lambda frame: (frame[0], frame[1].shape[1])):
+    for (rate, channels), run in _runs(frames):
         if not RATES[0] <= rate <= RATES[1]:
             raise BadAudio(f"a sample rate of {rate} Hz")
         resampler = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
         signs = np.ones(channels, np.float32)
-        for block in _batched((frame for _, frame in run), BLOCK_SECONDS * rate):
+        for block in _batched(run, BLOCK_SECONDS * rate):
             if not (np.abs(block) < LOUDEST).all():
                 raise BadAudio("NaN or infinite samples")
             signs = _aligned(block, signs)
@@ -337,22 +384,24 @@ def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
         if after_sound:
             after_sound = False
             if not name[:4].strip().isalnum() or end > size + SLACK_BYTES:
-                if kind in (b"RIFF", b"RF64") or not sound:
+                if kind in (b"RIFF", b"RF64", b"RIFX") or not sound:
                     return starts, True
                 if size - position > SLACK_BYTES:
                     raise BadAudio("sound beyond the length in its header")
                 break
             if not sound:
                 raise BadAudio("no samples")
-            if name == b"RIFF":
+            if name in (b"RIFF", b"RIFX", b"FORM"):
                 starts.append(position)
                 position, sound = begin + 4, None
                 continue
         if name == b"fmt ":
-            _check_wav_format(file.read(16))
+            _check_wav_format(file.read(16), ">" if kind == b"RIFX" else "<")
         if name == b"ds64":
             long_length = int.from_bytes(file.read(16)[8:], "little")
         if name[:4] in (b"data", b"SSND"):
+            if sound is not None:
+                raise BadAudio("two chunks of samples, of which programs read one; write it again with one")
             if kind == b"RF64" and length == 0xFFFFFFFF and long_length:
                 length, end = long_length, begin + long_length
             if length and any(length in unknown for unknown in UNKNOWN_LENGTHS):
@@ -369,16 +418,49 @@ def _chunk_layout(file: BinaryIO, size: int) -> tuple[list[int], bool]:
     return starts, False
 
 
-def _check_wav_format(chunk: bytes) -> None:
+def _check_wav_format(chunk: bytes, order: str) -> None:
     """Raise BadAudio if uncompressed sound's `fmt ` chunk contradicts itself: nobody can tell which number is right."""
     if len(chunk) < 16:
         raise BadAudio("truncated file")
-    coding, channels, rate, bytes_per_second, block, bits = struct.unpack("<HHIIHH", chunk)
+    coding, channels, rate, bytes_per_second, block, bits = struct.unpack(order + "HHIIHH", chunk)
     if coding in UNCOMPRESSED and (bytes_per_second not in (0, rate * block) or channels * bits > 8 * block):
         raise BadAudio(
             f"contradictory header ({rate} Hz, {channels} channels, {bits} bits, {bytes_per_second} bytes per second); "
             "if it sounds right, convert it: ffmpeg -i FILE out.wav"
         )
+
+
+def _check_blocks(file: BinaryIO, size: int) -> None:
+    """Raise BadAudio if an AVI, Matroska, WebM, VOC or FLV file ends before its outermost blocks say it does."""
+    file.seek(0)
+    head, end = file.read(64), 0
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        length = int.from_bytes(head[4:8], "little")
+        end = 0 if any(length in unknown for unknown in UNKNOWN_LENGTHS) else 8 + length - SLACK_BYTES
+    elif head.startswith(EBML):
+        length, begin = _ebml_number(head, len(EBML))
+        file.seek(begin + length)
+        segment = file.read(12)
+        length, begin = _ebml_number(segment, len(SEGMENT))
+        end = file.tell() - len(segment) + begin + length if segment.startswith(SEGMENT) else 0
+    elif head.startswith((VOC, b"FLV")):
+        is_voc = head.startswith(VOC)
+        end, overhead = (26, 4) if is_voc else (13, 15)
+        while end + 4 <= size:
+            file.seek(end)
+            block = file.read(4)
+            if is_voc and not block[0]:
+                break
+            end += overhead + int.from_bytes(block[1:], "little" if is_voc else "big")
+    if end > size:
+        raise BadAudio("truncated file")
+
+
+def _ebml_number(content: bytes, at: int) -> tuple[int, int]:
+    """A length of EBML and where it ends (RFC 8794, section 4); 0 for one that is unknown, all of its bits set."""
+    width = 9 - content[at].bit_length() if len(content) > at else 1
+    value = int.from_bytes(content[at : at + width]) & ((1 << 7 * width) - 1)
+    return (0 if value == (1 << 7 * width) - 1 else value), at + width
 
 
 def _ogg_layout(file: BinaryIO, size: int) -> list[int]:
@@ -456,11 +538,21 @@ def check_speech(samples: np.ndarray) -> None:
 
 def check_sound(samples: np.ndarray) -> None:
     """Raise BadAudio if a recording is empty, silent (a constant is) or clipped."""
-    if not len(samples) or np.abs(samples - samples.mean()).max() < SILENCE_PEAK:
-        raise BadAudio("silent")
+    peak = np.abs(samples - samples.mean()).max() if len(samples) else 0.0
+    if peak < SILENCE_PEAK:
+        raise BadAudio(f"silent (a peak of {20 * np.log10(peak):.0f} dBFS)" if peak else "silent")
     clipped = np.mean(np.abs(samples) >= 0.999)
     if clipped > CLIPPED_RATIO:
         raise BadAudio(f"clipped ({clipped:.0%} of its samples at full scale)")
+
+
+def audible(samples: np.ndarray) -> np.ndarray:
+    """float32 [samples], scaled to RAISED_PEAK where its peak is under QUIET_PEAK; else, and digital silence, as it is.
+
+    Rounded to 16 bits afterwards it keeps its words, and a voice activity detector hears them.
+    """
+    peak = np.abs(samples).max(initial=0.0)
+    return samples * np.float32(RAISED_PEAK / peak) if 0 < peak < QUIET_PEAK else samples
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:

@@ -30,6 +30,7 @@ from dqlora.data.audio import (
     MAX_SECONDS,
     SAMPLE_RATE,
     BadAudio,
+    audible,
     check_speech,
     read_audio,
     stream_audio,
@@ -127,7 +128,7 @@ class Demo:
             check_speech(samples)
         except BadAudio as reason:
             raise BadRequest(422, str(reason)) from None
-        return to_int16(samples), ""
+        return to_int16(audible(samples)), ""
 
     def mix(self, speech: np.ndarray, noise: str, snr_db: float) -> np.ndarray:
         """The speech in noise, int16 [samples]: the same for the same speech, noise and SNR.

@@ -15,6 +15,7 @@ from dqlora.data.audio import (
     SAMPLE_RATE,
     SILENCE_PEAK,
     BadAudio,
+    audible,
     stream_audio,
     to_float32,
     to_int16,
@@ -156,7 +157,8 @@ def transcribe_file(
             yield block
 
     def heard_in(piece: Piece) -> tuple[Piece, tuple[np.ndarray, np.ndarray]]:
-        return piece, recogniser.path(to_float32(to_int16(piece.samples)), piece.sound)  # 16 bits, as clips are stored
+        stored = to_float32(to_int16(audible(piece.samples)))  # 16 bits, as clips are
+        return piece, recogniser.path(stored, piece.sound)
 
     def frames() -> Iterator[Frame]:
         silence = Frame(recogniser.vocabulary.blank, 1.0)

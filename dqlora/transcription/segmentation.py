@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE
+from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE, SILENCE_PEAK, audible
 from dqlora.data.mixing import power
 
 WINDOW = round(MAX_SECONDS * SAMPLE_RATE)  # samples transcribed at once: the longest clip that students are trained on
@@ -53,8 +53,8 @@ def _silero() -> Any:
 
 
 def speech_probabilities(samples: np.ndarray) -> np.ndarray:
-    """Silero's probability of speech, float32 [samples / 512], in float32 [samples] at 16 kHz."""
-    return _silero().audio_forward(samples)
+    """Silero's probability of speech, float32 [samples / 512], in float32 [samples] at 16 kHz, of any level."""
+    return _silero().audio_forward(audible(samples))
 
 
 def pieces(
@@ -71,7 +71,8 @@ def pieces(
         window = held[:WINDOW]
         probabilities = detector(window)
         if ends and own == 0:
-            yield Piece(held, 0, _near_speech(probabilities, len(held)), ends_in_pause=True, sound=slice(None))
+            near = _near_speech(probabilities, np.abs(held).max(initial=0.0) < SILENCE_PEAK, len(held))
+            yield Piece(held, 0, near, ends_in_pause=True, sound=slice(None))
             return
         noisy = _is_noisy(window, probabilities)
         pauses = _pauses(probabilities, own - start, len(window))
@@ -107,10 +108,10 @@ def _pauses(probabilities: np.ndarray, first: int, last: int) -> np.ndarray:
     return bounds[bounds[:, 0] < bounds[:, 1]]
 
 
-def _near_speech(probabilities: np.ndarray, length: int) -> list[tuple[int, int | None]]:
-    """Spans of frames of `length` samples that are near speech; all of it where the detector hears none."""
+def _near_speech(probabilities: np.ndarray, faint: bool, length: int) -> list[tuple[int, int | None]]:
+    """Spans of frames of `length` samples that are near speech; all where the detector hears none, unless `faint`."""
     if not (probabilities >= THRESHOLD).any():
-        return [(0, None)]
+        return [] if faint else [(0, None)]
     spans: list[tuple[int, int | None]] = []
     first = 0
     for begin, end in _pauses(probabilities, 0, length).tolist():

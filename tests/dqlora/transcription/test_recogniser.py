@@ -184,6 +184,22 @@ def test_silence_says_nothing(mini: Recogniser) -> None:
     assert transcribe_file(mini, wav(np.zeros(20 * RATE, np.float32))) == []
 
 
+@pytest.mark.parametrize("factor", [32768.0, 3.0, 0.01, 1e-3, 1e-5])
+@pytest.mark.parametrize("longer", [False, True])
+def test_no_level_loses_words(longer: bool, factor: float, mini: Recogniser, clips: list[np.ndarray]) -> None:
+    gap = np.zeros(RATE if longer else 0, np.float32)
+    samples = np.concatenate([part for clip in clips[: 9 if longer else 1] for part in (clip, gap)])
+    assert len(samples) > 30 * RATE or not longer
+    assert text_of(transcribe_file(mini, wav(factor * samples))) == text_of(transcribe_file(mini, wav(samples)))
+
+
+@pytest.mark.parametrize("seconds", [10, 70])
+@pytest.mark.parametrize("level", [2e-4, 2e-5, 2e-6])
+def test_the_noise_of_a_silent_microphone_says_nothing(level: float, seconds: int, mini: Recogniser) -> None:
+    hiss = level * np.random.default_rng(0).standard_normal(seconds * RATE).astype(np.float32)
+    assert transcribe_file(mini, wav(hiss)) == []
+
+
 @pytest.mark.parametrize(
     ("file", "reason"),
     [
