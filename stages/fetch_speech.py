@@ -9,7 +9,7 @@ out_of_domain beside them is another corpus, that of the preset; empty where the
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -38,12 +38,23 @@ TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test":
 
 @dataclass(frozen=True)
 class Written:
-    """How much of a split was written, and what is said in the clips that have a transcript."""
+    """How much of a split was written."""
 
     clips: int
     without_transcript: int
     minutes: float
-    sentences: set[str]
+
+
+@dataclass
+class Splits:
+    """The splits that are written, and what none of them shares with another."""
+
+    folder: Path
+    language: str
+    vocabulary: Vocabulary
+    rejected: Rejected = field(default_factory=Rejected)
+    sentences: set[str] = field(default_factory=set)
+    files: dict[str, str] = field(default_factory=dict)  # and the clips that they became
 
 
 def pad_with_silence(silence: Silence, seed: int, samples: np.ndarray, clip: str) -> np.ndarray:
@@ -56,32 +67,25 @@ def pad_with_silence(silence: Silence, seed: int, samples: np.ndarray, clip: str
     return np.pad(samples, (int(before), int(after)))
 
 
-def fetch_split(
+def write_split(
+    splits: Splits,
+    split: str,
     clips: Iterator[Clip],
     wanted: int,
-    language: str,
     pad: Callable[[np.ndarray, str], np.ndarray],
-    split: str,
-    folder: Path,
-    vocabulary: Vocabulary,
-    held_out: set[str],
-    written_from: dict[str, str],
-    rejected: Rejected,
     untranscribed: bool = False,
 ) -> Written:
-    """Write one split, at most `wanted` clips. `held_out` sentences are rejected.
-
-    `written_from` are the files of the clips that were written, of all splits, with the clips' names: no file is heard
-    twice.
+    """Write one split, at most `wanted` clips, without the sentences and files of those before it.
 
     `pad` may lengthen a clip, given its float32 [samples] and its id. Clips without a transcript are rejected, unless
     `untranscribed`.
     """
+    rejected, files = splits.rejected, splits.files
     names: set[str] = set()  # of recordings, of which one may be several clips
     sentences: set[str] = set()
     written = without = samples_written = 0
     with (
-        RaggedArrayWriter(folder, "int16") as out,
+        RaggedArrayWriter(splits.folder / split, "int16") as out,
         ProgressBar(desc=f"speech {split}", unit=" clips", leave=False) as progress,
     ):
         for clip in clips:
@@ -91,11 +95,11 @@ def fetch_split(
                 if clip.id in names:
                     raise BadText("a second clip of this name")
                 file = os.path.realpath(clip.audio) if isinstance(clip.audio, Path) else ""
-                if file in written_from:
-                    raise BadText(f"the same file as {written_from[file]}")
+                if file in files:
+                    raise BadText(f"the same file as {files[file]}")
                 text = ""
                 if clip.transcript.strip() or not untranscribed:
-                    text = fitting_text(clip.transcript, language, vocabulary, held_out)
+                    text = fitting_text(clip.transcript, splits)
                 samples = read_audio(clip.audio)
                 if clip.seconds and len(samples) > (clip.seconds + LONGER_SECONDS) * SAMPLE_RATE:
                     length = len(samples) / SAMPLE_RATE
@@ -118,7 +122,7 @@ def fetch_split(
                 out.append(to_int16(part), id=name, transcript=clip.transcript if text else "", text=text)
                 names.add(clip.id)
                 if file:
-                    written_from[file] = f"{split}/{clip.id}"
+                    files[file] = f"{split}/{clip.id}"
                 written += 1
                 without += not text
                 samples_written += len(part)
@@ -127,7 +131,8 @@ def fetch_split(
                 sentences.add(text)
             if written == wanted:
                 break
-    return Written(written, without, samples_written / SAMPLE_RATE / 60, sentences)
+    splits.sentences |= sentences
+    return Written(written, without, samples_written / SAMPLE_RATE / 60)
 
 
 def tell(split: str, written: Written, rejected: int) -> None:
@@ -141,12 +146,12 @@ def tell(split: str, written: Written, rejected: int) -> None:
         )
 
 
-def fitting_text(transcript: str, language: str, vocabulary: Vocabulary, held_out: set[str]) -> str:
-    """The transcript in the student's letters. Raises BadText if it is empty, cannot be written or is held out."""
+def fitting_text(transcript: str, splits: Splits) -> str:
+    """The transcript in the student's letters. Raises BadText if it is empty, cannot be written or is in a split."""
     if not transcript.strip():
         raise BadText(EMPTY)
-    text = vocabulary.fit(spell_out(transcript, language))
-    if text in held_out:
+    text = splits.vocabulary.fit(spell_out(transcript, splits.language))
+    if text in splits.sentences:
         raise BadText("its sentence stands in another split too")
     return text
 
@@ -188,68 +193,49 @@ def no_usable_clip(name: str, path: str, split: str, rejected: Rejected) -> User
 
 def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence, paths: Paths, seed: int) -> None:
     """Write all splits; of those, training clips get silence at their ends."""
-    vocabulary = Vocabulary.load(paths.student / "vocab.json")
-    rejected = Rejected()
-    held_out: set[str] = set()
-    written_from: dict[str, str] = {}
     with atomic_directory(paths.clean) as folder:
+        splits = Splits(folder, speech.language, Vocabulary.load(paths.student / "vocab.json"))
+        rejected = splits.rejected
         for split in SPLITS:  # test first: a sentence that stands in two splits stays out of training
             pad = partial(pad_with_silence, silence, seed) if split == "train" else as_it_is
             wanted = getattr(speech.clips, split)
             for untranscribed in (False, True) if split == "test" else (True,):
+                rejected.items = [item for item in rejected.items if item[0] != split]
                 clips = read_clips(speech.path, split, seed, paths.downloads / "speech", paths.checksums)
-                found = Rejected()
-                written = fetch_split(
-                    clips, wanted, speech.language, pad, split, folder / split, vocabulary, held_out, written_from,
-                    found, untranscribed,
-                )  # fmt: skip
-                if written.clips or EMPTY not in found.counts():
+                written = write_split(splits, split, clips, wanted, pad, untranscribed)
+                if written.clips or EMPTY not in rejected.counts():
                     break
-            rejected.items += found.items
             tell(split, written, rejected.count(split))
             if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
-            held_out |= written.sentences
         if unlisted := unlisted_recordings(speech.path):
             more = f" and {len(unlisted) - NAMED} more" if len(unlisted) > NAMED else ""
             print(f"not used, in no table: {len(unlisted)} recordings ({', '.join(unlisted[:NAMED])}{more})")
-        fetch_out_of_domain(other, speech.language, paths, seed, folder, vocabulary, held_out, written_from, rejected)
+        fetch_out_of_domain(other, splits, paths, seed)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)
 
 
-def fetch_out_of_domain(
-    other: OutOfDomain | Literal["none"],
-    language: str,
-    paths: Paths,
-    seed: int,
-    folder: Path,
-    vocabulary: Vocabulary,
-    held_out: set[str],
-    written_from: dict[str, str],
-    rejected: Rejected,
-) -> None:
+def fetch_out_of_domain(other: OutOfDomain | Literal["none"], splits: Splits, paths: Paths, seed: int) -> None:
     """Write the split that is out of domain; empty where the preset names none, or one in another language."""
-    split = folder / OUT_OF_DOMAIN
-    if other == "none" or other.language != language:
-        with RaggedArrayWriter(split, "int16"):
+    folder = splits.folder / OUT_OF_DOMAIN
+    if other == "none" or other.language != splits.language:
+        with RaggedArrayWriter(folder, "int16"):
             pass
         if other != "none":
-            print(f"{OUT_OF_DOMAIN}: none, it is in {other.language} and the student's speech in {language}")
+            print(f"{OUT_OF_DOMAIN}: none, it is in {other.language} and the student's speech in {splits.language}")
         return
     try:
         clips = read_clips(other.speech, "test", seed, paths.downloads / OUT_OF_DOMAIN, paths.checksums)
-        written = fetch_split(
-            clips, other.clips, language, as_it_is, OUT_OF_DOMAIN, split, vocabulary, held_out, written_from, rejected
-        )
+        written = write_split(splits, OUT_OF_DOMAIN, clips, other.clips, as_it_is)
     except DamagedError:
         raise
     except UserError as error:
         raise UserError(str(error).replace("speech.path", "out_of_domain.speech")) from None
-    tell(OUT_OF_DOMAIN, written, rejected.count(OUT_OF_DOMAIN))
+    tell(OUT_OF_DOMAIN, written, splits.rejected.count(OUT_OF_DOMAIN))
     if not written.clips:
-        raise no_usable_clip("out_of_domain.speech", other.speech, OUT_OF_DOMAIN, rejected)
-    write_origin(split, other.speech, "speech", commit_of(other.speech), labels=labels_of(other.speech))
+        raise no_usable_clip("out_of_domain.speech", other.speech, OUT_OF_DOMAIN, splits.rejected)
+    write_origin(folder, other.speech, "speech", commit_of(other.speech), labels=labels_of(other.speech))
 
 
 def main() -> None:
