@@ -110,10 +110,20 @@ def tell_unused(why: str, names: list[str]) -> None:
         print(f"not used, {why}: {len(names)} ({', '.join(names[:NAMED])}{more})")
 
 
+def check_is_not_speech(noise: str, speech: str) -> None:
+    """Raise UserError if the folder of noise is that of the speech, or holds it."""
+    if Path(speech).is_dir() and Path(speech).resolve().is_relative_to(Path(noise).resolve()):
+        raise UserError(
+            f"noise.path: {noise}: speech.path ({speech}) lies in it, and its speech would be taken for noise; name a "
+            "folder of noise alone"
+        )
+
+
 def main() -> None:
     params = load_params()
     preset, paths = load_preset(params.preset), Paths(params.preset)
     noise = preset.noise
+    check_is_not_speech(noise.path, preset.speech.path)
     source = None if noise.path == "synthetic" else source_folder(noise.path, paths)
     rejected = Rejected()
     contents: dict[str, str] = {}

@@ -138,7 +138,7 @@ def test_recordings(folder: Path) -> list[Recording]:
 
 def unused_files(folder: Path) -> list[str]:
     """Files below `folder` whose names are not those of recordings."""
-    return [name for name in files_below(folder) if not is_audio(name)]
+    return sorted(name for name in files_below(folder) if not is_audio(name))
 
 
 def outside_splits(folder: Path) -> list[str]:
@@ -159,6 +159,9 @@ def _own_splits(folder: Path) -> dict[str, list[Path]]:
 def _by_split(folder: Path) -> dict[str, list[Path]]:
     """All recordings below `folder` by the split that their folders name; those of none under an empty name."""
     found: dict[str, list[Path]] = {}
+    for place in folder.iterdir():
+        if place.is_dir() and (split := split_of_noise(place.name)):
+            found[split] = []  # a split that is empty is one still
     for name in map(Path, filter(is_audio, files_below(folder))):
         at = _split_at(name.parent.parts)
         found.setdefault("" if at is None else split_of_noise(name.parts[at]), []).append(folder / name)

@@ -64,13 +64,25 @@ def in_words(reduction: dict[str, float]) -> str:
 def out_of_domain_in_words(metrics: dict[str, Any]) -> str:
     """What `evaluate.json` says of the speech out of domain, a line.
 
-    It warns where the student lost: in noise by any measure, on clean speech beyond the interval.
+    It warns where the student lost, or decoding with the language model did: in noise by any measure, on clean speech
+    beyond the interval.
     """
-    reductions = metrics["wer_reduction"]
-    found = ", ".join(f"{name} WER {in_words(reductions[name])}" for name in ("noisy", "clean"))
-    lost = reductions["noisy"]["relative"] < 0 or reductions["clean"]["ci_high"] < 0
-    way_out = "; lower train.wise_ft_alpha keeps more of the base, speech of more kinds helps" if lost else ""
-    return f"{'warning: ' * lost}out of domain: {found} than the base's{way_out}"
+
+    def compared(reductions: dict[str, Any]) -> tuple[str, bool]:
+        found = ", ".join(f"{name} WER {in_words(reductions[name])}" for name in ("noisy", "clean"))
+        return found, reductions["noisy"]["relative"] < 0 or reductions["clean"]["ci_high"] < 0
+
+    found, lost = compared(metrics["wer_reduction"])
+    line = f"{found} than the base's"
+    if lost:
+        line += "; lower train.wise_ft_alpha keeps more of the base, speech of more kinds helps"
+    if "lm_wer_reduction" in metrics:
+        found, lost_by_model = compared(metrics["lm_wer_reduction"])
+        line += f"; with the language model {found} than without"
+        if lost_by_model:
+            line += "; more text in lm.text helps, decode.method=greedy leaves it out"
+            lost = True
+    return f"{'warning: ' * lost}out of domain: {line}"
 
 
 @dataclass(frozen=True)

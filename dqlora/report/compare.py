@@ -22,6 +22,7 @@ METRICS = (  # of summary.json
     *("gain", "low", "high", "out_of_domain"),
 )
 EXPERIMENT = ("branch_base", "branch_commit")  # DVC's `typ` of those
+UNFINISHED = ("Queued", "Running", "Failed")  # DVC's `State` of those that have their commit's metrics still
 ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
 
 NARROW = 100  # columns of a terminal under which the settings stand below the name
@@ -30,7 +31,7 @@ Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat name
 
 
 def experiments(commits: int = 1) -> list[Row]:
-    """The workspace, the newest `commits` and the experiments that began from them and evaluated.
+    """The workspace, the newest `commits` and the experiments that began from them, evaluated and ended.
 
     Raises
     ------
@@ -43,6 +44,7 @@ def experiments(commits: int = 1) -> list[Row]:
         if ".dvc/tmp/exps" in str(error):
             raise UserError("an experiment begins or ends at the moment; try again in a few seconds") from None
         raise UserError(f"no experiments here ({first_line(error)}); run this in the project's folder") from None
+    rows = [row for row in rows if row.get("State") not in UNFINISHED]
     return [row for row in rows if row.get("typ") not in EXPERIMENT or _evaluated(row)]
 
 

@@ -116,8 +116,10 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
     categories = scores.by("category", noisy_only=True)
     best, worst = best_and_worst(rows, {system: scores.errors[system].word_edits for system in SYSTEMS})
     best_step = metric(inputs.train, "best_step")
+    labelled = [inputs.labels.counts.get("train", {}).get(kind, {}) for kind in ("human", "kept")]
     return template("report", "report.html.j2").render(
         run=settings,
+        trained_on={amount: sum(each.get(amount, 0) for each in labelled) for amount in ("clips", "hours")},
         confidence=CONFIDENCE,
         systems=SYSTEMS,
         shown=shown(scores.errors),

@@ -3,6 +3,7 @@ import http.server
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from dqlora.data.noise import find_recordings
 from dqlora.data.storage import RaggedArray
 from dqlora.errors import UserError
 from stages import fetch_noise
-from stages.fetch_noise import address_of, source_folder
+from stages.fetch_noise import address_of, check_is_not_speech, source_folder
 from tests.conftest import RATE, write_noise
 
 
@@ -54,6 +55,18 @@ def test_the_address_of_a_list_is_told_and_its_query_is_not(tmp_path: Path) -> N
     (tmp_path / "list.csv").write_text("split,url\ntrain,https://me:pw@example.org/a/1.wav?key=1\n")
     assert address_of(str(tmp_path / "list.csv")) == "https://example.org/a/"
     assert address_of(str(tmp_path)) == ""
+
+
+@pytest.mark.parametrize(
+    ("noise", "speech", "mixed"), [("a", "a", True), (".", "a", True), ("a/noise", "a", False), ("b", "a", False)]
+)
+def test_speech_is_not_taken_for_noise(noise: str, speech: str, mixed: bool, tmp_path: Path) -> None:
+    (tmp_path / "a/noise").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(UserError, match="taken for noise") if mixed else nullcontext():
+        check_is_not_speech(str(tmp_path / noise), str(tmp_path / speech))
+    check_is_not_speech("synthetic", str(tmp_path / speech))
+    check_is_not_speech(str(tmp_path / noise), "hf://datasets/owner/name@revision/en")
 
 
 @pytest.mark.parametrize("top", ["made", "."])

@@ -97,3 +97,8 @@ def test_what_is_lost_out_of_domain_is_a_warning_with_a_way_out(
     reductions = {"noisy": dict(zip(names, noisy, strict=True)), "clean": dict(zip(names, clean, strict=True))}
     said = out_of_domain_in_words({"wer_reduction": reductions})
     assert expected in said and said.startswith("warning: ") == warns == ("; lower train" in said)
+    gained = {"noisy": {"relative": 0.1, "ci_low": 0.0, "ci_high": 0.2}, "clean": dict.fromkeys(names, 0.0)}
+    said = out_of_domain_in_words({"wer_reduction": gained, "lm_wer_reduction": reductions})
+    found = expected.removeprefix("out of domain: ").partition(" than the base's")[0]
+    assert "; with the language model " in said and found in said.partition("language model ")[2]
+    assert said.startswith("warning: ") == warns == ("decode.method=greedy leaves it out" in said)

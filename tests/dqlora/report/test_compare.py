@@ -102,6 +102,9 @@ def test_an_experiment_that_stopped_before_evaluate_has_no_metrics_of_its_own(
         row(name) | {"rev": rev, "typ": "branch_commit"}
         for name, rev in (("stopped", stopped), ("whole", whole), ("same", same))
     ]
+    rows += [
+        row(state) | {"rev": same, "typ": "branch_base", "State": state} for state in ("Running", "Queued", "Failed")
+    ]
     monkeypatch.setattr("dqlora.report.compare.exp_show", lambda num: rows)
     assert [each["Experiment"] for each in experiments()] == [None, None, "whole", "same"]
 
