@@ -302,9 +302,10 @@ def test_what_to_use_for_which_budget(run: Paths) -> None:
     write_json(run.metrics / "export.json", {"onnx": rates, "merged": rates})
     html = page(run)
     text = shown(html)
-    noisy = "from RTF 0.010: distilled, ONNX int8 (40.0 %, 211 MB); from RTF 0.040: distilled student (38.8 %"
-    assert f"For noisy speech, the fewest errors for what one core has time for: {noisy}" in text
-    assert "from RTF 0.330: Whisper (3.1 %, 901 MB)." in text
+    noisy = "0.010 s: distilled, ONNX int8 (40.0 %, 211 MB); 0.040 s: distilled student (38.8 %"
+    spent = "the fewest errors on one core that can spend, for each second of audio,"
+    assert f"For noisy speech, {spent} {noisy}" in text
+    assert "0.330 s: Whisper (3.1 %, 901 MB)." in text
     assert "E Whisper 0.330 901 12.3 % 3.1 %" in text
     chart = html[html.index("against the real-time factor") :].partition("</svg>")[0]
     assert re.findall(r">([A-E])</text>", chart) == list("ABCDE")
