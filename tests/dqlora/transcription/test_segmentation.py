@@ -67,16 +67,19 @@ def test_what_fits_a_window_is_left_as_it_is_and_counts_near_speech(seconds: flo
 
 
 @pytest.mark.parametrize(
-    ("seconds", "own"),
+    ("seconds", "noise", "own"),
     [
-        ((0, 9), [(0, None)]),  # the detector may be wrong: nothing is lost where it hears no speech at all
-        ((0, 4, 2), [(3.5, None)]),
-        ((2, 4), [(0, 2.5), (6, None)]),
-        ((2, 0.9, 2, 1.5, 2), [(0, 5.4), (5.9, None)]),
+        ((0, 9), 0.01, [(0, None)]),  # the detector may be wrong: nothing is lost where it hears no speech at all
+        ((0, 9), 1e-4, []),  # but where nothing is loud enough to be any
+        ((0, 4, 2), 1e-4, [(3.5, None)]),
+        ((2, 4), 1e-4, [(0, 2.5), (6, None)]),
+        ((2, 0.9, 2, 1.5, 2), 1e-4, [(0, 5.4), (5.9, None)]),
     ],
 )
-def test_what_counts_in_a_window(seconds: tuple[float, ...], own: list[tuple[float, float | None]]) -> None:
-    (piece,) = pieces([recording(*seconds)], loud)
+def test_what_counts_in_a_window(
+    seconds: tuple[float, ...], noise: float, own: list[tuple[float, float | None]]
+) -> None:
+    (piece,) = pieces([recording(*seconds, noise=noise)], loud)
     for found, expected in zip(piece.own, own, strict=True):
         assert found == tuple(end if end is None else pytest.approx(50 * end, abs=2) for end in expected)
 
