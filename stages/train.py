@@ -26,7 +26,7 @@ from dqlora.data.storage import (
 from dqlora.data.text import Vocabulary
 from dqlora.errors import Rejected, run_stage
 from dqlora.evaluation.profiling import peak_memory_mb
-from dqlora.models.lora import adapt
+from dqlora.models.lora import adapt, save_adapted
 from dqlora.models.wav2vec2 import base_of, load_student
 from dqlora.seeding import seed_torch
 from dqlora.training.examples import load_examples
@@ -139,8 +139,7 @@ def main() -> None:
         print(f"skipped, since their gradient was not finite: steps {', '.join(map(str, progress.skipped))}")
     blocks = {"lora": params.lora, "distill": params.distill, "train": params.train, "budget": preset.budget}
     with atomic_directory(paths.adapter) as folder:
-        model.save_pretrained(folder)
-        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card, empty; `dqlora push` writes one
+        save_adapted(model, folder)
         run = {
             "student": str(paths.student),
             "quantize": params.student.quantize,

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from transformers import Wav2Vec2ForCTC
 
 from dqlora.config import Lora
-from dqlora.errors import UserError, first_line
-from dqlora.models.wav2vec2 import backbone_of, load_student
+from dqlora.errors import UserError
+from dqlora.models.wav2vec2 import backbone_of, base_of, load_student
 from dqlora.seeding import seed_torch
 
 
@@ -39,8 +39,22 @@ def adapt(model: Wav2Vec2ForCTC, method: str, lora: Lora, dropout: float, seed: 
 
 
 def add_lora(model: Wav2Vec2ForCTC, settings: Lora, seed: int) -> Any:
-    """The model with trainable LoRA adapters (Hu et al. 2021) on `settings.target_modules`; a PeftModel."""
+    """The model with trainable LoRA adapters (Hu et al. 2021) on `settings.target_modules`; a PeftModel.
+
+    Raises
+    ------
+    UserError
+        for a target that names no linear layer: peft leaves it out if it finds another, and other layers stay frozen.
+    """
     from peft import LoraConfig, get_peft_model
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for target in settings.target_modules:
+        if not any(f".{name}".endswith(f".{target}") for name in linear):
+            known = ", ".join(sorted({name.rpartition(".")[-1] for name in linear}))
+            raise UserError(
+                f"params.yaml: lora.target_modules: {target!r} is the end of no linear layer's name; known are {known}"
+            )
 
     config = LoraConfig(
         r=settings.r,
@@ -49,13 +63,21 @@ def add_lora(model: Wav2Vec2ForCTC, settings: Lora, seed: int) -> Any:
         target_modules=list(settings.target_modules),
     )
     seed_torch(seed, "lora")
-    try:
-        adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
-    except ValueError as error:
-        raise UserError(f"params.yaml: lora.target_modules: {first_line(error)}") from None
+    adapted = get_peft_model(model, config, autocast_adapter_dtype=False)
     adapted.peft_config["default"].target_modules = sorted(settings.target_modules)  # peft makes it a set, unordered
     fuse_lora(adapted)
     return adapted
+
+
+def save_adapted(model: Any, folder: Path) -> None:
+    """Write what `load_adapted` reads: the LoRA adapter of a PeftModel, or the fully trained student."""
+    if base_of(model) is model:
+        model.save_pretrained(folder)
+        return
+    model.save_pretrained(
+        folder, save_embedding_layers=False
+    )  # with one on lm_head peft looks for them; there are none
+    (folder / "README.md").unlink()  # PEFT's card, empty; `dqlora push` writes one
 
 
 def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.device) -> nn.Module:

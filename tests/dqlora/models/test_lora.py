@@ -8,7 +8,7 @@ from peft import PeftModel
 from dqlora.config import Lora
 from dqlora.data.batching import pad_features
 from dqlora.errors import UserError
-from dqlora.models.lora import adapt, add_lora
+from dqlora.models.lora import adapt, add_lora, load_adapted, save_adapted
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, load_student, normalise_audio
 from dqlora.training.losses import ctc_loss
 from tests.conftest import ROOT, tone
@@ -84,10 +84,34 @@ def test_the_adapter_reloads_with_the_same_logits(student_folder: Path, tmp_path
     assert [file.suffix for file in tmp_path.glob("adapter_model*")] == [".safetensors"]
 
 
-def test_unknown_target_modules_are_named(student_folder: Path) -> None:
-    unknown = LORA.model_copy(update={"target_modules": ["query"]})
-    with pytest.raises(UserError, match=r"lora.target_modules: .*query"):
-        add_lora(load_student(student_folder, "none", CPU), unknown, seed=0)
+@pytest.mark.parametrize("quantize", ["none", "nf4"])
+@pytest.mark.parametrize("wrong", ["query", "", ".*proj", "rojection", "attention", "layer_norm", "conv"])
+def test_target_modules_that_are_no_linear_layers_are_named(student_folder: Path, wrong: str, quantize: str) -> None:
+    """Also beside one that is; a convolution's weights would never be trained, since the CNN's features are fixed."""
+    unknown = LORA.model_copy(update={"target_modules": ["q_proj", wrong]})
+    with pytest.raises(
+        UserError, match=rf"lora\.target_modules: {wrong!r} is .*; known are intermediate_dense, "
+    ) as raised:
+        add_lora(load_student(student_folder, quantize, CPU), unknown, seed=0)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["feature_projection.projection", "lm_head", "q_proj"]])
+def test_every_linear_layer_can_be_adapted_saved_and_loaded(
+    student_folder: Path, tmp_path: Path, targets: list[str]
+) -> None:
+    model = add_lora(
+        load_student(student_folder, "nf4", CPU), LORA.model_copy(update={"target_modules": targets}), seed=0
+    )
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    save_adapted(model, tmp_path)
+    loaded = load_adapted(student_folder, tmp_path, "nf4", CPU)
+    features, frames = pad_features([cnn_features(model, CLIPS[0])])
+    before, after = (EncoderCTC(each.eval())(features, frames) for each in (model, loaded))
+    torch.testing.assert_close(after, before)
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
