@@ -35,12 +35,12 @@ def main() -> None:
     check_student(preset.student)
     check_teacher(preset.teacher, language)
     with atomic_directory(paths.student.parent) as folder:
+        if preset.teacher_head.path != "scratch":
+            fetch_teacher_head(Path(preset.teacher_head.path), folder / "teacher_head")
         for role in ("student", "teacher"):
             (folder / role).mkdir()
         fetch_student(preset.student, folder / "student", params.seed)
         fetch_teacher(preset.teacher, folder / "teacher", language)
-        if preset.teacher_head.path != "scratch":
-            fetch_teacher_head(Path(preset.teacher_head.path), folder / "teacher_head")
 
 
 if __name__ == "__main__":

@@ -150,13 +150,13 @@ class Snapshot:
                 link.symlink_to(target)
         return self.folder
 
-    def tensor_shapes(self, pattern: str) -> dict[str, list[int]] | None:
+    def tensor_shapes(self, patterns: list[str]) -> dict[str, list[int]] | None:
         """Shapes of the tensors in safetensors files by name, from their headers alone; None if those cannot be had."""
         if self.files is None:
             return None
         shapes: dict[str, list[int]] = {}
         for file in self.files.values():
-            if fnmatch(file.path, pattern):
+            if any(fnmatch(file.path, pattern) for pattern in patterns):
                 remote = self.repository.remote(self.commit, file)
                 try:
                     length = struct.unpack("<Q", read_bytes(remote, 0, 8))[0]

@@ -12,9 +12,8 @@ def whisper_language(language: str) -> str:
     return OWN_CODES.get(language, language)
 
 
-def known_languages(generation_config: dict[str, Any]) -> set[str] | None:
-    """Whisper's codes of what a checkpoint with these generation settings knows; None if they do not say."""
-    if generation_config.get("is_multilingual") is False:
+def known_languages(generation_config: dict[str, Any]) -> set[str]:
+    """Whisper's codes of what a checkpoint with these generation settings knows."""
+    if not generation_config["is_multilingual"]:
         return {ENGLISH}
-    tokens = generation_config.get("lang_to_id")
-    return {token.strip("<|>") for token in tokens} if tokens else None
+    return {token.strip("<|>") for token in generation_config["lang_to_id"]}

@@ -52,7 +52,7 @@ def test_files_come_once_into_the_hubs_cache(hub: Hub, tmp_path: Path) -> None:
 
 
 def test_shapes_come_from_headers(hub: Hub) -> None:
-    assert Snapshot(SOURCE).tensor_shapes("model*.safetensors") == {"a": [300, 100], "b": [7]}
+    assert Snapshot(SOURCE).tensor_shapes(["model*.safetensors"]) == {"a": [300, 100], "b": [7]}
     assert hub.bytes["model.safetensors"] < 300
 
 
@@ -114,7 +114,7 @@ def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = Snapshot(SOURCE).fetch(FILES)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert Snapshot(SOURCE).fetch(FILES) == folder
-    assert Snapshot(SOURCE).tensor_shapes("model*") is None
+    assert Snapshot(SOURCE).tensor_shapes(["model*"]) is None
     blob = (folder / "model.safetensors").resolve()
     blob.write_bytes(blob.read_bytes()[:-1])
     with pytest.raises(UserError, match=r"model\.safetensors is damaged; run it again with a network"):

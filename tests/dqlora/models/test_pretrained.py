@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from dqlora.data.download import digest_of
+from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
 from dqlora.models.pretrained import check_teacher, fetch_student, fetch_teacher
 from dqlora.models.wav2vec2 import load_student
@@ -51,8 +52,8 @@ def small_student() -> Wav2Vec2Config:
     )
 
 
-def write_student(folder: Path) -> Path:
-    Wav2Vec2ForCTC(small_student()).save_pretrained(folder)
+def write_student(folder: Path, **options: object) -> Path:
+    Wav2Vec2ForCTC(small_student()).save_pretrained(folder, **options)
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
     (folder / "vocab.json").write_text(json.dumps(VOCABULARY))
     return folder
@@ -75,7 +76,7 @@ def write_teacher(folder: Path) -> Path:
     )
     WhisperForConditionalGeneration(config).save_pretrained(folder)
     WhisperFeatureExtractor().save_pretrained(folder)
-    GenerationConfig().save_pretrained(folder)
+    GenerationConfig(is_multilingual=False, no_timestamps_token_id=3).save_pretrained(folder)
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
@@ -144,6 +145,57 @@ def test_folders(tmp_path: Path, output: Path) -> None:
     assert not (output / "notes.bin").exists()
     assert (output / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
     assert json.loads((output / "vocab.json").read_text()) == VOCABULARY
+
+
+SPECIAL = {"unk_token": "[UNK]", "pad_token": "[PAD]"}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"special_tokens_map.json": SPECIAL},
+        {"special_tokens_map.json": SPECIAL, "tokenizer_config.json": {"do_lower_case": False}},
+        {"tokenizer_config.json": SPECIAL},
+        {
+            "tokenizer_config.json": {
+                name: {"__type": "AddedToken", "content": token, "special": True}
+                for name, token in {**SPECIAL, "word_delimiter_token": "|"}.items()
+            }
+        },
+    ],
+    ids=["map", "map and settings", "settings", "objects"],
+)
+def test_the_blank_is_named_wherever_a_checkpoint_names_it(
+    tmp_path: Path, output: Path, files: dict[str, dict[str, object]]
+) -> None:
+    folder = write_student(tmp_path / "student")
+    letters = {"|": 0, **{letter: index for index, letter in enumerate("abcde", 1)}, "[UNK]": 6, "[PAD]": 7}
+    (folder / "vocab.json").write_text(json.dumps(letters))
+    edit_config(folder, pad_token_id=7)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    fetch_student(str(folder), output, seed=0)
+    vocabulary = Vocabulary.load(output / "vocab.json")
+    assert (vocabulary.blank, vocabulary.delimiter) == (7, "|")
+    assert vocabulary.decode([7, 1, 1, 7, 1, 0, 2, 6]) == "aa b"
+    tokenizer = Wav2Vec2Processor.from_pretrained(output).tokenizer
+    assert (tokenizer.pad_token_id, tokenizer.word_delimiter_token_id, tokenizer.unk_token) == (7, 0, "[UNK]")
+
+
+@pytest.mark.parametrize("lacking", [None, 0, 1, "index"])
+def test_a_student_in_shards_is_whole_or_refused(tmp_path: Path, output: Path, lacking: int | str | None) -> None:
+    folder = write_student(tmp_path / "student", max_shard_size="4KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    if lacking is None:
+        fetch_student(str(folder), output, seed=0)
+        load_student(output, "none", torch.device("cpu"))
+        return
+    (folder / "model.safetensors.index.json" if lacking == "index" else shards[int(lacking)]).unlink()
+    with pytest.raises(
+        UserError, match=r"nor model\.safetensors\.index\.json" if lacking == "index" else "lack|no CTC head"
+    ):
+        fetch_student(str(folder), output, seed=0)
 
 
 def write_random(folder: Path) -> Path:
@@ -242,6 +294,15 @@ def empty(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(b"")
 
 
+def without(lacking: Callable[[str], bool]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        weights = load_file(folder / "model.safetensors")
+        kept = {name: weight for name, weight in weights.items() if not lacking(name)}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+
+    return spoil
+
+
 def headless(folder: Path) -> None:
     Wav2Vec2ForPreTraining(small_student()).save_pretrained(folder)
 
@@ -275,7 +336,23 @@ def vocabulary(change: Callable[[dict[str, object]], object]) -> Callable[[Path]
         (vocabulary(lambda letters: letters.pop("<pad>")), "blank"),
         (vocabulary(lambda letters: letters.update(z=8)), "more tokens than config.json's vocab_size 8"),
         (vocabulary(lambda letters: letters.update(eng={"a": 1})), "one language"),
-        (lambda folder: edit_config(folder, vocab_size=9), "head has 8 rows, config.json's vocab_size is 9"),
+        (
+            lambda folder: edit_config(folder, vocab_size=9),
+            r"lm_head\.weight is \[8, 16\] in its weights and \[9, 16\] by",
+        ),
+        (lambda folder: edit_config(folder, hidden_size=32), r"is \[.*\b16\b.*\] in its weights and \[.*\b32\b.*\] by"),
+        (lambda folder: edit_config(folder, hidden_size="16"), "config.json is of no such model .*hidden_size"),
+        (lambda folder: edit_config(folder, num_attention_heads=3), "config.json is of no such model .*num_heads"),
+        (lambda folder: edit_config(folder, num_hidden_layers=2), r"its weights lack .*layers\.1\..* and \d+ more"),
+        (lambda folder: edit_config(folder, add_adapter=True), "config.json has add_adapter"),
+        (lambda folder: edit_config(folder, quantization_config={"quant_method": "gptq"}), "weights are quantised"),
+        (lambda folder: edit_config(folder, pad_token_id=4), r'correct that, or write "pad_token": "\|" in'),
+        (write("config.json", "[]"), r"config\.json: not a map of names"),
+        (write("vocab.json", "[]"), r"vocab\.json: not a map of names"),
+        (write("tokenizer_config.json", '{"pad_token": "<p'), r"tokenizer_config\.json: cannot be read as JSON"),
+        (write("special_tokens_map.json", ""), r"special_tokens_map\.json: cannot be read as JSON"),
+        (write("preprocessor_config.json", "{"), r"preprocessor_config\.json: cannot be read as JSON"),
+        (write("preprocessor_config.json", '{"sampling_rate": 8000}'), "takes audio of 8000 Hz"),
     ],
 )
 def test_bad_student_folders(tmp_path: Path, output: Path, spoil: Callable[[Path], None], message: str) -> None:
@@ -296,6 +373,19 @@ def test_bad_student_folders(tmp_path: Path, output: Path, spoil: Callable[[Path
         (drop("generation_config.json"), r"generation_config\.json is missing"),
         (drop("tokenizer.json"), r"tokenizer\.json is missing"),
         (lambda folder: edit_config(folder, model_type="wav2vec2"), "the teacher must be a whisper model"),
+        (lambda folder: edit_config(folder, num_mel_bins=128), "makes 80 mel bands, and the model takes 128"),
+        (lambda folder: edit_config(folder, d_model=16), r"is \[8.*\] in its weights and \[16.*\] by its config\.json"),
+        (lambda folder: edit_config(folder, quantization_config={"bits": 4}), "weights are quantised"),
+        (without(lambda name: "decoder" in name), r"its weights lack model\.decoder\..* and \d+ more"),
+        (write("generation_config.json", "[]"), r"generation_config\.json: not a map of names"),
+        (write("generation_config.json", "{}"), "lacks is_multilingual, no_timestamps_token_id, as old ones do"),
+        (
+            write(
+                "generation_config.json", '{"is_multilingual": true, "no_timestamps_token_id": 3, "lang_to_id": null}'
+            ),
+            "generation_config.json lacks lang_to_id, task_to_id",
+        ),
+        (write("tokenizer.json", '{"a'), r"tokenizer\.json: cannot be read as JSON"),
     ],
 )
 def test_bad_teacher_folders(tmp_path: Path, output: Path, spoil: Callable[[Path], None], message: str) -> None:
@@ -304,6 +394,23 @@ def test_bad_teacher_folders(tmp_path: Path, output: Path, spoil: Callable[[Path
     with pytest.raises(UserError, match=message):
         fetch_teacher(str(folder), output, "en")
     assert list(output.iterdir()) == []
+
+
+def test_weights_of_older_pytorch_are_whole(tmp_path: Path, output: Path) -> None:
+    folder = write_student(tmp_path / "student")
+    weights = load_file(folder / "model.safetensors")
+    renamed = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): weight
+        for name, weight in weights.items()
+    }
+    assert renamed.keys() != weights.keys()
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    fetch_student(str(folder), output, seed=0)
+    found = load_student(output, "none", torch.device("cpu")).state_dict()
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in weights.items())
 
 
 def test_without_a_network_it_fails_soon(tmp_path: Path) -> None:
@@ -331,18 +438,18 @@ def test_without_a_network_it_fails_soon(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "known"),
     [
-        ({"is_multilingual": False}, {"en": True, "de": False, "ast": False}),
+        ({}, {"en": True, "de": False, "ast": False}),
         ({"is_multilingual": True, "lang_to_id": {"<|en|>": 1, "<|no|>": 2, "<|tl|>": 3, "<|jw|>": 4, "<|zh|>": 5}}, {
             "en": True, "nb": True, "no": True, "fil": True, "jv": True, "cmn": True, "nn": False, "ast": False,
         }),
-        ({}, {"ast": True}),
     ],
 )  # fmt: skip
 def test_a_language_that_the_teacher_does_not_know(
     tmp_path: Path, settings: dict[str, object], known: dict[str, bool]
 ) -> None:
     folder = write_teacher(tmp_path / "teacher")
-    (folder / "generation_config.json").write_text(json.dumps(settings))
+    complete = {"is_multilingual": False, "no_timestamps_token_id": 3, "task_to_id": {"transcribe": 6}} | settings
+    (folder / "generation_config.json").write_text(json.dumps(complete))
     for language, expected in known.items():
         if expected:
             assert check_teacher(str(folder), language)
