@@ -30,14 +30,19 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except Exception as error:
+        if not is_of_full_disk(error):
             raise
-        sys.exit(
-            f"error: no space left on the disk ({error.filename or 'output'}); free some and run `dvc repro` again"
-        )
+        written = getattr(error, "filename2", None) or getattr(error, "filename", None) or "output"
+        sys.exit(f"error: no space left on the disk ({written}); free some and run `dvc repro` again")
     except KeyboardInterrupt:
         sys.exit("interrupted; `dvc repro` goes on from here")
+
+
+def is_of_full_disk(error: Exception) -> bool:
+    """Whether a disk or a quota is full; safetensors and others in Rust say so in their message alone."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
 
 
 def quieten_libraries() -> None:

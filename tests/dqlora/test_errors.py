@@ -1,10 +1,12 @@
-"""What a stage rejects, written and said."""
+"""What a stage rejects, written and said; how it ends where the disk is full."""
 
+import errno
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from dqlora.errors import Rejected
+from dqlora.errors import Rejected, run_stage
 
 
 def rejected(count: int) -> Rejected:
@@ -31,3 +33,31 @@ def test_no_file_is_named_where_none_is_left(count: int, capsys: pytest.CaptureF
     rejected(count).show()
     lines = capsys.readouterr().out.splitlines()
     assert lines[21:] == [f"  and {count - 20} more"] * (count > 20)
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (OSError(errno.ENOSPC, "full"), "output"),
+        (OSError(errno.EDQUOT, "quota", "models/gate.json"), "models/gate.json"),
+        (OSError(errno.ENOSPC, "full", "from/another/disk", None, "models/head"), "models/head"),  # as shutil.copyfile
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "output"),
+    ],
+)
+def test_a_full_disk_ends_a_stage_with_one_line(error: Exception, named: str) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(fail)
+    assert ended.value.code == f"error: no space left on the disk ({named}); free some and run `dvc repro` again"
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("I/O error (os error 5)")])
+def test_other_errors_stay_as_they_are(error: Exception) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as raised:
+        run_stage(fail)
+    assert raised.value is error
