@@ -84,7 +84,7 @@ def without_spaces(language: str) -> bool:
 
 
 class Vocabulary:
-    """The student's tokens: letters. `blank` is the id of CTC's blank, wav2vec 2.0's padding token."""
+    """The student's tokens: letters, capitals if `upper`. `blank` is the id of CTC's blank, the padding token."""
 
     def __init__(self, token_ids: dict[str, int], blank: str = "<pad>", delimiter: str = "|"):
         self.token_ids = token_ids
@@ -92,7 +92,8 @@ class Vocabulary:
         self.delimiter = delimiter
         self.letters = {token for token in token_ids if len(token) == 1 and token != delimiter}
         self._names = {index: token for token, index in token_ids.items()}
-        self._upper = any(letter.isupper() for letter in self.letters)
+        # the case of most: some have a letter of the other left, and those with both learn to write small ones
+        self.upper = sum(map(str.isupper, self.letters)) > sum(map(str.islower, self.letters))
         self._dotted_capitals = "İ" in self.letters  # Turkish and Azerbaijani
 
     @classmethod
@@ -120,7 +121,7 @@ class Vocabulary:
         BadText
             if nothing is left, or letters remain that the vocabulary cannot write.
         """
-        if self._upper:
+        if self.upper:
             text = (text.replace("i", "İ") if self._dotted_capitals else text).upper()
         fitted = "".join(self._fit_letter(char) for char in text)
         foreign = sorted({char for char in fitted if char != " " and char not in self.letters})

@@ -87,7 +87,7 @@ def as_decoded(arpa: str, vocabulary: Vocabulary) -> str:
 
     The decoder takes only what has a back-off weight for a known word.
     """
-    change = str.upper if any(letter.isupper() for letter in vocabulary.letters) else str.lower
+    change = str.upper if vocabulary.upper else str.lower
     lines, single = [], False
     for line in arpa.splitlines():
         fields = line.split("\t")

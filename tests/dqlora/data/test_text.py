@@ -110,6 +110,21 @@ def test_a_bad_vocabulary_is_named(tmp_path: Path, content: str | None, message:
     assert str(refused.value).endswith("; check the preset's student, then run `dvc repro fetch_models`")
 
 
+@pytest.mark.parametrize(
+    ("letters", "fitted"),
+    [
+        ("abcdefghijklmnopqrstuvwxyzÉ", "une ecole"),  # one is left of a text that was not lowered
+        ("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ", "une ecole"),
+        ("ABCDEFGHIJKLMNOPQRSTUVWXYZÉß", "UNE ÉCOLE"),
+        ("abcdefghijklmnopqrstuvwxyzé", "une école"),
+    ],
+)
+def test_labels_are_in_the_case_of_most_letters(letters: str, fitted: str) -> None:
+    vocabulary = Vocabulary({token: number for number, token in enumerate(["<pad>", "|", *letters])})
+    assert vocabulary.fit("une école") == fitted
+    assert vocabulary.decode(vocabulary.encode(fitted)) == fitted.lower()
+
+
 def test_a_lower_case_vocabulary_with_its_own_blank_and_delimiter(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text(json.dumps({"[PAD]": 3, "_": 0, "a": 1, "b": 2}))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "[PAD]", "word_delimiter_token": "_"}))
