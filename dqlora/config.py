@@ -63,7 +63,7 @@ class Student(Block):
 
 class Lora(Block):
     r: Annotated[int, Field(ge=1, le=256)]
-    alpha: Annotated[float, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     dropout: Ratio
     target_modules: list[str] = Field(min_length=1)
 
@@ -95,7 +95,9 @@ class Lm(Block):
 
 
 def _split(value: Any) -> Any:
-    return [] if value == "none" else [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    return [] if value == "none" else [part.strip() for part in value.split(",") if part.strip()]
 
 
 class Decode(Block):
@@ -183,7 +185,7 @@ class PretrainedHead(Block):
 class Budget(Block):
     steps: Positive
     learning_rate: Annotated[float, Field(gt=0, le=1)]
-    batch_seconds: Annotated[float, Field(ge=1)]
+    batch_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     validate_every: Positive
 
 

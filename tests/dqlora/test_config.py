@@ -139,3 +139,28 @@ def test_an_override_changes_one_line(file: str, name: str, value: Any, tmp_path
 def test_an_override_of_a_list_changes_its_items_alone(name: str, value: str, tmp_path: Path) -> None:
     removed, added = lines_changed("params.yaml", f"{name}={value}", tmp_path)
     assert removed + added and all(line.startswith("  - ") for line in removed + added)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("none", []),
+        ("", []),
+        ("Anna, Bob,", ["Anna", "Bob"]),
+        (" Anna ,, Bob Dylan", ["Anna", "Bob Dylan"]),
+        (["Anna"], ["Anna"]),
+    ],
+)
+def test_hot_words_are_what_stands_between_commas(tmp_path: Path, written: object, read: list[str]) -> None:
+    assert load_params(changed(tmp_path, "decode.hotwords", written)).decode.hotwords == read
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_batch_and_an_update_are_finite(tmp_path: Path, value: float) -> None:
+    with pytest.raises(UserError, match=r"lora\.alpha: Input should be"):
+        load_params(changed(tmp_path, "lora.alpha", value))
+    preset = yaml.safe_load((ROOT / "presets/mini.yaml").read_text())
+    preset["budget"]["batch_seconds"] = value
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(preset))
+    with pytest.raises(UserError, match=r"budget\.batch_seconds: Input should be"):
+        load_preset("mine", tmp_path)
