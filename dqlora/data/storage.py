@@ -183,9 +183,11 @@ class RaggedArray:
                 self.items: list[dict[str, Any]] = [json.loads(line) for line in lines]
             values = folder / "values.npy"
             self.values = np.load(values, mmap_mode="r") if self.items else np.load(values)
-        except (OSError, ValueError) as error:
+            self._by_id = {item["id"]: item for item in self.items}
+            if sum(item["length"] for item in self.items) != len(self.values):
+                raise ValueError("values.npy and index.jsonl are not of one writing")
+        except (OSError, ValueError, EOFError, KeyError) as error:
             raise UserError(f"{folder}: unreadable ({error}); run `dvc repro` to make it again") from None
-        self._by_id = {item["id"]: item for item in self.items}
 
     def with_items(self, items: list[dict[str, Any]]) -> "RaggedArray":
         """The same values under another index, of some of the items or with other fields."""

@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2ForCTC
 
 from dqlora.config import Lora
-from dqlora.errors import UserError
+from dqlora.data.storage import rerun
+from dqlora.errors import UserError, first_line
 from dqlora.models.wav2vec2 import backbone_of, base_of, load_student
 from dqlora.seeding import seed_torch
 
@@ -91,7 +93,11 @@ def add_trained_lora(model: nn.Module, adapter: Path) -> nn.Module:
     """The model, changed in place, with the LoRA adapter that training left in a folder."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).eval()
+    try:
+        return PeftModel.from_pretrained(model, adapter).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        way_out = f"{rerun('train')}, or copy the whole folder of a run of this student"
+        raise UserError(f"{adapter}: cannot be loaded as an adapter ({first_line(error)}); {way_out}") from None
 
 
 class LoraProduct(torch.autograd.Function):

@@ -161,3 +161,23 @@ def test_a_folder_left_behind_by_a_queued_experiment_is_named(tmp_path: Path, mo
     assert str(refused.value).endswith(f"give the absolute path, {tmp_path / 'mine'}")
     with pytest.raises(UserError, match=r"speech\.path: none: no such folder; give another"):
         existing_folder("none", "speech.path", "give another")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("values.npy", b""),
+        ("index.jsonl", b""),
+        ("index.jsonl", b'{"id": "a", "start": 0, "length": 3}\n'),
+        ("index.jsonl", b'{"name": "a", "start": 0, "length": 5}\n'),
+        ("index.jsonl", b'{"id": "a"}\n'),
+    ],
+)
+def test_arrays_and_index_belong_together(tmp_path: Path, name: str, content: bytes) -> None:
+    with RaggedArrayWriter(tmp_path, "int16") as out:
+        for item, length in (("a", 3), ("b", 2)):
+            out.append(np.zeros(length), id=item)
+    assert len(RaggedArray(tmp_path)) == 2
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=r"unreadable .*; run `dvc repro` to make it again"):
+        RaggedArray(tmp_path)

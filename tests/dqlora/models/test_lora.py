@@ -8,7 +8,7 @@ from peft import PeftModel
 from dqlora.config import Lora
 from dqlora.data.batching import pad_features
 from dqlora.errors import UserError
-from dqlora.models.lora import adapt, add_lora, load_adapted, save_adapted
+from dqlora.models.lora import adapt, add_lora, add_trained_lora, load_adapted, save_adapted
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features, load_student, normalise_audio
 from dqlora.training.losses import ctc_loss
 from tests.conftest import ROOT, tone
@@ -94,6 +94,21 @@ def test_target_modules_that_are_no_linear_layers_are_named(student_folder: Path
     ) as raised:
         add_lora(load_student(student_folder, quantize, CPU), unknown, seed=0)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+@pytest.mark.parametrize("kept", [None, 0, 0.5], ids=["missing", "empty", "cut"])
+def test_a_damaged_adapter_is_named(student_folder: Path, tmp_path: Path, name: str, kept: float | None) -> None:
+    save_adapted(add_lora(load_student(student_folder, "none", CPU), LORA, seed=0), tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).unlink()
+    if kept is not None:
+        (tmp_path / name).write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(
+        UserError, match=r"cannot be loaded as an adapter \(.*; run `dvc repro train`, or copy"
+    ) as raised:
+        add_trained_lora(load_student(student_folder, "none", CPU), tmp_path)
+    assert str(raised.value).startswith(str(tmp_path)) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("targets", [["lm_head"], ["feature_projection.projection", "lm_head", "q_proj"]])
