@@ -129,6 +129,17 @@ def metrics_of(errors: dict[str, Errors]) -> dict[str, Any]:
     }
 
 
+def wer_reductions(
+    before: dict[str, Errors], after: dict[str, Errors], draws: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Relative WER reductions of one system against another, each as `score` gives it: over all SNRs, and clean."""
+    old, new = (summed([one for name, one in errors.items() if name != CLEAN]) for errors in (before, after))
+    return {
+        "noisy": relative_wer_reduction(old, new, draws, seed),
+        "clean": relative_wer_reduction(before[CLEAN], after[CLEAN], draws, seed),
+    }
+
+
 def wer_by(rows: list[dict[str, Any]], key: str, systems: Sequence[str], language: str) -> list[dict[str, Any]]:
     """WER of each system over the noisy clips that share a value of `key`, a row each."""
     table = []
