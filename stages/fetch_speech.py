@@ -24,7 +24,7 @@ from dqlora.data.layouts import SPLITS
 from dqlora.data.origin import labels_of, write_origin
 from dqlora.data.storage import RaggedArrayWriter, atomic_directory
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.errors import Rejected, UserError, named, run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 
@@ -32,7 +32,6 @@ FEW = 10  # clips
 JOINED_SECONDS = 15  # up to which stretches of speech between pauses make one clip, as in read-speech corpora
 LONGER_SECONDS = 0.25  # than its row says a recording may be: decoders pad, people round
 EMPTY = "empty transcript"
-NAMED = 5  # of recordings without a row
 TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test": "tell how good the student is"}
 
 
@@ -209,8 +208,7 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
             if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
         if unlisted := unlisted_recordings(speech.path):
-            more = f" and {len(unlisted) - NAMED} more" if len(unlisted) > NAMED else ""
-            print(f"not used, in no table: {len(unlisted)} recordings ({', '.join(unlisted[:NAMED])}{more})")
+            print(f"not used, in no table: {len(unlisted)} recordings ({named(unlisted)})")
         fetch_out_of_domain(other, splits, paths, seed)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dqlora.errors import Rejected
+from dqlora.errors import Rejected, named
 
 
 def rejected(count: int) -> Rejected:
@@ -31,3 +31,17 @@ def test_no_file_is_named_where_none_is_left(count: int, capsys: pytest.CaptureF
     rejected(count).show()
     lines = capsys.readouterr().out.splitlines()
     assert lines[21:] == [f"  and {count - 20} more"] * (count > 20)
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], ""),
+        (["a"], "a"),
+        (["a", "b"], "a, b"),
+        (["a", "b", "c"], "a, b and 1 more"),
+        (list("abcde"), "a, b and 3 more"),
+    ],
+)
+def test_many_names_make_one_line(names: list[str], line: str) -> None:
+    assert named(names, most=2) == line
