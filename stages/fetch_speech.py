@@ -88,26 +88,16 @@ def write_split(
         ProgressBar(desc=f"speech {split}", unit=" clips", leave=False) as progress,
     ):
         for clip in clips:
+            file = os.path.realpath(clip.audio) if isinstance(clip.audio, Path) else ""
             try:
                 if clip.problem:
                     raise BadText(clip.problem)
                 if clip.id in names:
                     raise BadText("a second clip of this name")
-                file = os.path.realpath(clip.audio) if isinstance(clip.audio, Path) else ""
                 if file in files:
                     raise BadText(f"the same file as {files[file]}")
-                text = ""
-                if clip.transcript.strip() or not untranscribed:
-                    text = fitting_text(clip.transcript, splits)
-                samples = read_audio(clip.audio)
-                if clip.seconds and len(samples) > (clip.seconds + LONGER_SECONDS) * SAMPLE_RATE:
-                    length = len(samples) / SAMPLE_RATE
-                    raise BadAudio(f"its row means {clip.seconds:.1f} of its {length:.1f} s; cut them into a file")
-                parts = [(clip.id, samples)]
-                if not text and len(samples) > MAX_SECONDS * SAMPLE_RATE:
-                    parts = [(f"{clip.id}:{number}", part) for number, part in enumerate(cut_at_pauses(samples), 1)]
-                    if not parts:
-                        raise BadAudio("nobody speaks in it")
+                text = "" if untranscribed and not clip.transcript.strip() else fitting_text(clip.transcript, splits)
+                parts = parts_of(clip, cut=not text)
             except (BadAudio, BadText) as reason:
                 rejected.add(split, clip.id, str(reason))
                 continue
@@ -153,6 +143,23 @@ def fitting_text(transcript: str, splits: Splits) -> str:
     if text in splits.sentences:
         raise BadText("its sentence stands in another split too")
     return text
+
+
+def parts_of(clip: Clip, cut: bool) -> list[tuple[str, np.ndarray]]:
+    """A clip's id and float32 [samples]; if it is to be cut and longer than MAX_SECONDS, those of its parts.
+
+    Raises BadAudio if it cannot be read, its row means a part of it, or nobody speaks in what is cut.
+    """
+    samples = read_audio(clip.audio)
+    seconds = len(samples) / SAMPLE_RATE
+    if clip.seconds and seconds > clip.seconds + LONGER_SECONDS:
+        raise BadAudio(f"its row means {clip.seconds:.1f} of its {seconds:.1f} s; cut them into a file")
+    if not cut or seconds <= MAX_SECONDS:
+        return [(clip.id, samples)]
+    parts = [(f"{clip.id}:{number}", part) for number, part in enumerate(cut_at_pauses(samples), 1)]
+    if not parts:
+        raise BadAudio("nobody speaks in it")
+    return parts
 
 
 def cut_at_pauses(samples: np.ndarray) -> Iterator[np.ndarray]:
