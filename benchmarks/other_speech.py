@@ -22,7 +22,7 @@ from dqlora.data.mixing import mix_int16
 from dqlora.data.storage import write_json
 from dqlora.device import default_device, map_on_cores
 from dqlora.errors import quieten_libraries, run_stage
-from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
+from dqlora.evaluation.metrics import score, wer_reductions
 from dqlora.models.decoding import greedy
 from dqlora.models.run import base_of_run, newest_run
 from dqlora.models.wav2vec2 import EncoderCTC, load_student
@@ -95,12 +95,11 @@ def main(
     for folder in speech:
         rows = measure(folder, noises, systems)
         errors = {name: score(rows, name, language) for name in names}
-        noisy = {name: summed([one for at, one in errors[name].items() if at != "clean"]) for name in names}
-        pairs = {}
-        for before, after in compared:
-            pairs[f"{after} than {before}, noisy"] = noisy[before], noisy[after]
-            pairs[f"{after} than {before}, clean"] = errors[before]["clean"], errors[after]["clean"]
-        reductions = {name: relative_wer_reduction(*pair, BOOTSTRAP, 0) for name, pair in pairs.items()}
+        reductions = {
+            f"{after} than {before}, {kind}": reduction
+            for before, after in compared
+            for kind, reduction in wer_reductions(errors[before], errors[after], BOOTSTRAP, 0).items()
+        }
         found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in names} | reductions
         cells = [" → ".join(f"{100 * errors[name][at].wer:.1f}" for name in names) for at in CONDITIONS]
         for reduction in reductions.values():

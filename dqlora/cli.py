@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from dqlora.errors import BadAudio, UserError, quieten_libraries
+from dqlora.errors import BadAudio, UserError, named, quieten_libraries
 from dqlora.models.run import base_of_run, find_model, newest_run, read_run
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ HotWord = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A name or term to listen for; may be given again.")
 ]
 HotWordFile = Annotated[Path | None, typer.Option(metavar="FILE", help="A text file of them, one a line.")]
-NAMED = 10  # hot words in one line
 INTERRUPTED = 130  # the exit code of shells: 128 + SIGINT
 
 
@@ -186,10 +185,9 @@ def push(
         from dqlora.report.model_card import push as push_adapter
 
         quieten_libraries()
-        if card:
-            print(model_card(repository, preset, paths))
-        else:
-            print(push_adapter(repository, private, preset, paths))
+        with _working("writing the model card" if card else f"pushing to {repository}"):
+            done = model_card(repository, preset, paths) if card else push_adapter(repository, private, preset, paths)
+        print(done)
     except UserError as error:
         _fail(str(error))
 
@@ -246,8 +244,7 @@ def _name_missing(names: list[str], recogniser: "Recogniser", said: list[str]) -
         written = recogniser.decoder.hotwords[-len(names) :]
         missing = [name for name, word in zip(names, written, strict=True) if word not in text]
         if missing:
-            more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-            print(f"hot words not heard: {', '.join(missing[:NAMED])}{more}", file=sys.stderr)
+            print(f"hot words not heard: {named(missing)}", file=sys.stderr)
 
 
 def _fail(message: str) -> None:

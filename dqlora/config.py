@@ -1,5 +1,6 @@
 """What a user may set, read from params.yaml and presets/<preset>.yaml and checked before any work starts."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,8 +14,15 @@ from dqlora.errors import UserError
 Ratio = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Decibels = Annotated[float, Field(ge=-30, le=60)]
-Language = Annotated[str, Field(pattern=r"^[a-z]{2,3}$")]
 
+
+def _iso_639(value: Any) -> Any:
+    if not isinstance(value, str) or not re.fullmatch("[a-z]{2,3}", value):
+        raise ValueError("should be a code of ISO 639, two or three small letters; Norwegian's in quotes")
+    return value
+
+
+Language = Annotated[str, BeforeValidator(_iso_639)]
 
 OUT_OF_DOMAIN = "out_of_domain"  # the split of speech and of noise that is neither trained nor tested on
 

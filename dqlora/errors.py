@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -21,6 +21,11 @@ class BadAudio(ValueError):
 def first_line(error: BaseException) -> str:
     """Of an error's message; the name of its type where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def named(names: Sequence[str], most: int = 10) -> str:
+    """Names in one line: the first, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def run_stage(main: Callable[[], None]) -> None:

@@ -28,9 +28,9 @@ from dqlora.data.storage import (
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device, map_on_cores
 from dqlora.errors import UserError, run_stage
-from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
+from dqlora.evaluation.metrics import metrics_of, score, wer_by, wer_reductions
 from dqlora.evaluation.results import in_words, out_of_domain_in_words
-from dqlora.evaluation.test_set import CLEAN, test_clips
+from dqlora.evaluation.test_set import test_clips
 from dqlora.models.decoding import Decoder, decoder_settings, greedy, load_decoder
 from dqlora.models.gate import GatedStudent, entropy_threshold, load_distilled
 from dqlora.models.wav2vec2 import EncoderCTC, base_of, cnn_features_batch, load_student
@@ -117,16 +117,12 @@ def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
 def measure(rows: list[dict[str, Any]], systems: list[str], language: str, draws: int, seed: int) -> dict[str, Any]:
     """WER and CER of each system, clean and in noise; how much lower the distilled one's is, and with the model."""
     errors = {system: score(rows, system, language) for system in systems}
-    noisy = {system: summed([one for name, one in errors[system].items() if name != CLEAN]) for system in systems}
     metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in systems}
     compared = {"wer_reduction": ("base", "distilled")}
     if "distilled_lm" in systems:
         compared["lm_wer_reduction"] = ("distilled", "distilled_lm")
     for name, (before, after) in compared.items():
-        metrics[name] = {
-            "noisy": relative_wer_reduction(noisy[before], noisy[after], draws, seed),
-            "clean": relative_wer_reduction(errors[before][CLEAN], errors[after][CLEAN], draws, seed),
-        }
+        metrics[name] = wer_reductions(errors[before], errors[after], draws, seed)
     return metrics
 
 

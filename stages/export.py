@@ -13,7 +13,7 @@ from dqlora.data.storage import atomic_directory, read_jsonl, rerun, write_json
 from dqlora.data.text import Vocabulary
 from dqlora.device import CPU, default_device, map_on_cores
 from dqlora.errors import run_stage
-from dqlora.evaluation.metrics import metrics_of, score
+from dqlora.evaluation.metrics import metrics_of, score, wer_reductions
 from dqlora.evaluation.sample import sample_utterances
 from dqlora.evaluation.test_set import test_clips
 from dqlora.models.export import OnnxStudent, size_mb, write_exports
@@ -42,7 +42,8 @@ def main() -> None:
         "merged": (default_device(), partial(transcribe, merged, vocabulary)),
         "onnx": (CPU, lambda samples: vocabulary.decode(onnx.token_ids(samples).tolist())),
     }
-    adapter = metrics_of(score(rows, "distilled", language))
+    of_adapter = score(rows, "distilled", language)
+    adapter = metrics_of(of_adapter)
     metrics = {}
     for name, (device, run) in students.items():
         texts = map_on_cores(run, map(to_float32, clips), device)
@@ -50,7 +51,8 @@ def main() -> None:
             rows, ProgressBar(texts, f"{name} transcribes", unit=" clips", total=len(clips)), strict=True
         ):
             row[name] = text
-        found = metrics_of(score(rows, name, language))
+        errors = score(rows, name, language)
+        found = metrics_of(errors)
         differences = {
             condition: found[condition]["wer"] - adapter[condition]["wer"] for condition in ("clean", "noisy")
         }
@@ -64,7 +66,12 @@ def main() -> None:
             f"{name:>6}: {metrics[name]['size_mb']:.1f} MB, clean WER {found['clean']['wer']:.1%}, "
             f"noisy {found['noisy']['wer']:.1%}{', the adapter always on' if name in always_adapted else ''}"
         )
-        if name not in always_adapted and max(map(abs, differences.values())) > ALLOWED:
+        reductions = wer_reductions(of_adapter, errors, params.evaluate.bootstrap_draws, params.seed)
+        differs = any(
+            abs(differences[condition]) > ALLOWED and not reduction["ci_low"] <= 0 <= reduction["ci_high"]
+            for condition, reduction in reductions.items()
+        )
+        if differs and name not in always_adapted:
             print(f"warning: {name} differs from the student by more than {ALLOWED:.1%} WER", file=sys.stderr)
     write_json(paths.metrics / "export.json", metrics)
 

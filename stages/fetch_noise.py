@@ -22,12 +22,11 @@ from dqlora.data.noise import (
 )
 from dqlora.data.origin import common_address, write_origin
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
-from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.errors import Rejected, UserError, named, run_stage
 from dqlora.progress import ProgressBar
 
 Named = tuple[str, str, np.ndarray]  # id, category, float32 [samples]
 SPLITS = ("test", "train")  # test first: a recording found in both stays out of training
-NAMED = 10  # files that are not used
 PEAK = 0.5  # every recording is stored at this peak: the SNR sets its level, and quiet ones keep their 16 bits
 
 
@@ -106,8 +105,7 @@ def address_of(path: str) -> str:
 
 def tell_unused(why: str, names: list[str]) -> None:
     if names:
-        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-        print(f"not used, {why}: {len(names)} ({', '.join(names[:NAMED])}{more})")
+        print(f"not used, {why}: {len(names)} ({named(names)})")
 
 
 def check_is_not_speech(noise: str, speech: str) -> None:

@@ -24,7 +24,7 @@ from dqlora.data.layouts import SPLITS
 from dqlora.data.origin import labels_of, write_origin
 from dqlora.data.storage import RaggedArrayWriter, atomic_directory
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import Rejected, UserError, run_stage
+from dqlora.errors import Rejected, UserError, named, run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 
@@ -32,7 +32,6 @@ FEW = 10  # clips
 JOINED_SECONDS = 15  # up to which stretches of speech between pauses make one clip, as in read-speech corpora
 LONGER_SECONDS = 0.25  # than its row says a recording may be: decoders pad, people round
 EMPTY = "empty transcript"
-NAMED = 5  # of recordings without a row
 TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test": "tell how good the student is"}
 
 
@@ -89,26 +88,16 @@ def write_split(
         ProgressBar(desc=f"speech {split}", unit=" clips", leave=False) as progress,
     ):
         for clip in clips:
+            file = os.path.realpath(clip.audio) if isinstance(clip.audio, Path) else ""
             try:
                 if clip.problem:
                     raise BadText(clip.problem)
                 if clip.id in names:
                     raise BadText("a second clip of this name")
-                file = os.path.realpath(clip.audio) if isinstance(clip.audio, Path) else ""
                 if file in files:
                     raise BadText(f"the same file as {files[file]}")
-                text = ""
-                if clip.transcript.strip() or not untranscribed:
-                    text = fitting_text(clip.transcript, splits)
-                samples = read_audio(clip.audio)
-                if clip.seconds and len(samples) > (clip.seconds + LONGER_SECONDS) * SAMPLE_RATE:
-                    length = len(samples) / SAMPLE_RATE
-                    raise BadAudio(f"its row means {clip.seconds:.1f} of its {length:.1f} s; cut them into a file")
-                parts = [(clip.id, samples)]
-                if not text and len(samples) > MAX_SECONDS * SAMPLE_RATE:
-                    parts = [(f"{clip.id}:{number}", part) for number, part in enumerate(cut_at_pauses(samples), 1)]
-                    if not parts:
-                        raise BadAudio("nobody speaks in it")
+                text = "" if untranscribed and not clip.transcript.strip() else fitting_text(clip.transcript, splits)
+                parts = parts_of(clip, cut=not text)
             except (BadAudio, BadText) as reason:
                 rejected.add(split, clip.id, str(reason))
                 continue
@@ -154,6 +143,23 @@ def fitting_text(transcript: str, splits: Splits) -> str:
     if text in splits.sentences:
         raise BadText("its sentence stands in another split too")
     return text
+
+
+def parts_of(clip: Clip, cut: bool) -> list[tuple[str, np.ndarray]]:
+    """A clip's id and float32 [samples]; if it is to be cut and longer than MAX_SECONDS, those of its parts.
+
+    Raises BadAudio if it cannot be read, its row means a part of it, or nobody speaks in what is cut.
+    """
+    samples = read_audio(clip.audio)
+    seconds = len(samples) / SAMPLE_RATE
+    if clip.seconds and seconds > clip.seconds + LONGER_SECONDS:
+        raise BadAudio(f"its row means {clip.seconds:.1f} of its {seconds:.1f} s; cut them into a file")
+    if not cut or seconds <= MAX_SECONDS:
+        return [(clip.id, samples)]
+    parts = [(f"{clip.id}:{number}", part) for number, part in enumerate(cut_at_pauses(samples), 1)]
+    if not parts:
+        raise BadAudio("nobody speaks in it")
+    return parts
 
 
 def cut_at_pauses(samples: np.ndarray) -> Iterator[np.ndarray]:
@@ -209,8 +215,7 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
             if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
         if unlisted := unlisted_recordings(speech.path):
-            more = f" and {len(unlisted) - NAMED} more" if len(unlisted) > NAMED else ""
-            print(f"not used, in no table: {len(unlisted)} recordings ({', '.join(unlisted[:NAMED])}{more})")
+            print(f"not used, in no table: {len(unlisted)} recordings ({named(unlisted)})")
         fetch_out_of_domain(other, splits, paths, seed)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)

@@ -1,11 +1,10 @@
 """How folders of speech are laid out: where their tables and recordings lie, and which split a row belongs to."""
 
 import codecs
-import hashlib
 import os
 import re
 import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
@@ -15,13 +14,11 @@ from typing import Any
 
 from dqlora.data.audio import AUDIO_SUFFIXES
 from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, files_below, is_audio
+from dqlora.data.splitting import HASH_RATIOS, VALIDATION_RATIOS, split_by_sentence
 from dqlora.data.tables import Row, read_kaldi, read_librispeech, read_table
 from dqlora.errors import UserError
 
 SPLITS = ("test", "validation", "train")
-# Cumulative ratios of a seeded hash of the sentence, where a corpus has no splits of its own.
-HASH_RATIOS = (("test", 0.15), ("validation", 0.25), ("train", 1.0))
-VALIDATION_RATIOS = (("validation", 0.1), ("train", 1.0))  # where it has all but a validation split
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl")
 JSON = (".json",)  # NeMo's manifests; read where no other table is, since it may be anything
 BESIDE_TABLE = (".", "clips", "wavs", "wav", "audio")  # where recordings lie: Common Voice, LJSpeech
@@ -147,7 +144,7 @@ def read_folder(folder: Path, split: str, seed: int) -> Iterator[tuple[Row, Path
         own = own - {"eval"} | {meaning}
     if own <= {"train"}:
         corpus.check_no_split_is_left_out(tables, own)
-        rows = _split_by_sentence(folder, rows, HASH_RATIOS, seed)
+        rows = split_by_sentence(folder, rows, HASH_RATIOS, seed)
     elif own == {split} == {"test"}:
         pass
     elif not {"train", "test"} <= own:
@@ -160,7 +157,7 @@ def read_folder(folder: Path, split: str, seed: int) -> Iterator[tuple[Row, Path
         rows = [(row if row.split else replace(row, problem=row.problem or outside), table) for row, table in rows]
         if "validation" not in own:
             corpus.check_no_split_is_left_out(tables, own)
-            rows = _split_by_sentence(folder, rows, VALIDATION_RATIOS, seed)
+            rows = split_by_sentence(folder, rows, VALIDATION_RATIOS, seed)
     find = _Finder(folder)
     for row, table in rows:
         if (row.split or "train") == split:
@@ -381,58 +378,3 @@ class _Finder:
                 names = []
             self._listings[folder] = {unicodedata.normalize("NFC", name): name for name in names}
         return self._listings[folder]
-
-
-# Splits by sentence
-
-
-def _split_by_sentence(
-    folder: Path, rows: list[tuple[Row, Table]], ratios: tuple[tuple[str, float], ...], seed: int
-) -> list[tuple[Row, Table]]:
-    """Rows that are to train on, split by a hash of their sentence so that each split has one sentence at least.
-
-    Where the sentences are too few for that, rows without a transcript are split by a hash of their names, and what
-    sentences there are go to test. What cannot be used stays in train, which rejects it.
-    """
-    own = [row.split in ("", "train") and not row.problem for row, _ in rows]
-    sentences = [_sentence(row) if ours else "" for (row, _), ours in zip(rows, own, strict=True)]
-    names = [row.id if ours and not row.transcript.strip() else "" for (row, _), ours in zip(rows, own, strict=True)]
-    known, bare = ({key for key in keys if key} for keys in (sentences, names))
-    keys, to_split, left, splits = sentences, known, ratios, {"": ""}
-    if len(known) < len(ratios):
-        keys, to_split = [sentence or name for sentence, name in zip(sentences, names, strict=True)], bare
-        if known and ratios == HASH_RATIOS:
-            left, splits = VALIDATION_RATIOS, splits | dict.fromkeys(known, "test")
-    if len(to_split) < len(left):
-        without = f", and {len(bare)} without a transcript," if bare else ""
-        problems = Counter(row.problem for row, _ in rows if row.problem)
-        most = f" ({problems.total()} are not usable; the first: {next(iter(problems))})" if problems else ""
-        raise UserError(
-            f"speech.path: {folder}: {sum(map(bool, sentences))} usable rows with {len(known)} different sentences"
-            f"{without}{most} are too few to split into {', '.join(name for name, _ in ratios)}; add recordings of "
-            "other sentences, or put them into train/, validation/ and test/"
-        )
-    hashes = {key: hash_ratio(key, seed) for key in to_split}
-    ordered = sorted(hashes, key=lambda key: hashes[key])
-    start = 0
-    for number, (name, below) in enumerate(left):
-        to_come = len(left) - number - 1
-        end = sum(ratio < below for ratio in hashes.values())
-        end = min(max(end, start + 1), len(ordered) - to_come)
-        splits |= dict.fromkeys(ordered[start:end], name)
-        start = end
-    return [
-        (replace(row, split=splits.get(key, "") or row.split), table)
-        for (row, table), key in zip(rows, keys, strict=True)
-    ]
-
-
-def _sentence(row: Row) -> str:
-    """Its words alone; nothing of a row with a problem."""
-    letters = "".join(char if char.isalnum() else " " for char in row.transcript.lower())
-    return "" if row.problem else " ".join(letters.split())
-
-
-def hash_ratio(sentence: str, seed: int) -> float:
-    """A number in [0, 1) that depends on the seed and the sentence alone."""
-    return int(hashlib.sha256(f"{seed}:{sentence}".encode()).hexdigest()[:12], 16) / 16**12

@@ -218,7 +218,7 @@ def spell_numbers(text: str, language: str, strict: bool = True) -> str:
             piece = _piece_in_context(parts, at, reading)
             if reading is None and regex.search(r"\d", parts[at]):
                 raise BadText(f"digits cannot be spelt out in language {language!r}: {piece}")
-            raise BadText(f"cannot be spelt out with certainty: {piece}")
+            raise BadText(f"cannot be spelt out with certainty: {piece}; write it in words")
         spelt[at] = _guess(parts[at], code) if words is None else words
     return "".join(spelt)
 

@@ -68,7 +68,8 @@ def existing_folder(path: str | Path, parameter: str, way_out: str) -> Path:
             "an experiment with --temp or --queue runs in a copy of what git tracks; give the absolute path, "
             f"{Path(project) / folder}"
         )
-    raise UserError(f"{parameter}: {path}: no such folder; {way_out}")
+    problem = "a file, and no folder" if folder.exists() else "no such folder"
+    raise UserError(f"{parameter}: {path}: {problem}; {way_out}")
 
 
 def rerun(stage: str) -> str:

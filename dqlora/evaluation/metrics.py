@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jiwer
@@ -38,14 +39,17 @@ def count_errors(references: list[str], hypotheses: list[str], language: str) ->
 
     Spaces count as characters; in languages without spaces they are none, and each character counts as a word.
     """
-    normalise, spaced = scoring_normaliser(language), not without_spaces(language)
-    rows = [_edits(normalise(ref), normalise(hyp), spaced) for ref, hyp in zip(references, hypotheses, strict=True)]
+    rows = [
+        _edits(reference, hypothesis, language) for reference, hypothesis in zip(references, hypotheses, strict=True)
+    ]
     return Errors(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
 
 
-def _edits(reference: str, hypothesis: str, spaced: bool) -> tuple[int, int, int, int]:
-    reference, hypothesis = " ".join(reference.split()), " ".join(hypothesis.split())
-    between = " " if spaced else ""
+@lru_cache(maxsize=100_000)  # the same pairs are counted by SNR, by noise and in all
+def _edits(reference: str, hypothesis: str, language: str) -> tuple[int, int, int, int]:
+    normalise = scoring_normaliser(language)
+    reference, hypothesis = (" ".join(normalise(text).split()) for text in (reference, hypothesis))
+    between = "" if without_spaces(language) else " "
     reference_chars, hypothesis_chars = between.join(reference.split()), between.join(hypothesis.split())
     if not reference:  # jiwer refuses an empty reference; every word of the hypothesis is then an insertion
         return len(hypothesis.split()), 0, len(hypothesis_chars), 0
@@ -126,6 +130,17 @@ def metrics_of(errors: dict[str, Errors]) -> dict[str, Any]:
         "clean": {"wer": errors[CLEAN].wer, "cer": errors[CLEAN].cer},
         "noisy": {name: float(np.mean([one[name] for one in by_snr.values()])) for name in ("wer", "cer")},
         "snr": by_snr,
+    }
+
+
+def wer_reductions(
+    before: dict[str, Errors], after: dict[str, Errors], draws: int, seed: int
+) -> dict[str, dict[str, float]]:
+    """Relative WER reductions of one system against another, each as `score` gives it: over all SNRs, and clean."""
+    old, new = (summed([one for name, one in errors.items() if name != CLEAN]) for errors in (before, after))
+    return {
+        "noisy": relative_wer_reduction(old, new, draws, seed),
+        "clean": relative_wer_reduction(before[CLEAN], after[CLEAN], draws, seed),
     }
 
 

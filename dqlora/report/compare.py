@@ -13,9 +13,8 @@ from rich.table import Table
 
 from dqlora.config import Paths
 from dqlora.errors import UserError, first_line
-from dqlora.evaluation.metrics import relative_wer_reduction, score, summed
+from dqlora.evaluation.metrics import score, wer_reductions
 from dqlora.evaluation.results import LM_SYSTEMS, SYSTEMS, in_words
-from dqlora.evaluation.test_set import CLEAN
 
 METRICS = (  # of summary.json
     *("base.clean", "clean", "lm.clean", "base.noisy", "noisy", "lm.noisy"),
@@ -85,10 +84,8 @@ def differences(before: str, after: str) -> list[str]:
         if not system.startswith("distilled") or system not in first[0] or system not in second[0]:
             continue
         one, other = (score(rows, system, record["language"]) for rows in (first, second))
-        for title, conditions in (("in noise", [at for at in one if at != CLEAN]), ("clean", [CLEAN])):
-            old, new = (summed([each[at] for at in conditions]) for each in (one, other))
-            reduction = relative_wer_reduction(old, new, record["bootstrap_draws"], record["seed"])
-            lines.append(f"{name}, {title}: WER {in_words(reduction)} in {after} than in {before}")
+        for condition, reduction in wer_reductions(one, other, record["bootstrap_draws"], record["seed"]).items():
+            lines.append(f"{name}, {condition}: WER {in_words(reduction)} in {after} than in {before}")
     return lines
 
 

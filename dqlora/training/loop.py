@@ -296,7 +296,8 @@ def train_student(
             finite.clear()
             on_point(state.record(_validate(loss, data, plan, accelerator), train_loss))
             progress.seconds = time.perf_counter() - started
-            bar.set_postfix(loss=f"{train_loss:.3f}", wer=f"{progress.curve[-1]['validation_wer']:.3f}")
+            wer = progress.curve[-1]["validation_wer"]
+            bar.set_postfix_str(f"at step {progress.step} loss {train_loss:.3f}, validation WER {wer:.1%}")
             if main:
                 state.save(checkpoint)
     bar.close()

@@ -26,7 +26,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from transformers import Wav2Vec2Config, Wav2Vec2ForCTC
 
 from dqlora.data.batching import length_mask, pad_waves
-from dqlora.data.text import Vocabulary, spell_out
+from dqlora.data.text import Vocabulary
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.wav2vec2 import load_student, normalise_waves
 from dqlora.seeding import generator_for, seed_torch
@@ -293,8 +293,7 @@ def score(model: Wav2Vec2ForCTC, tests: dict[str, Clips], vocabulary: Vocabulary
     table = {}
     print("| test | clips | WER % | CER % |\n| --- | --- | --- | --- |")
     for name, clips in tests.items():
-        references = [spell_out(text, "en") for text in clips.texts]
-        transcripts = transcribe(model, clips, vocabulary, device)
+        references, transcripts = clips.texts, transcribe(model, clips, vocabulary, device)
         errors = count_errors(references, transcripts, "en")
         table[name] = {"wer": errors.wer, "cer": errors.cer}
         print(f"| {name} | {len(references)} | {100 * errors.wer:.1f} | {100 * errors.cer:.1f} |")

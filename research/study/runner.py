@@ -186,6 +186,7 @@ class Runner:
         result = {
             "best_step": progress.best_step,
             "curve": progress.curve,
+            "skipped": len(progress.skipped),
             "seconds": time.perf_counter() - started,
             "trainable": sum(weight.numel() for weight in trainable.values()),
         }

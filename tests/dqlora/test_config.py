@@ -82,6 +82,16 @@ def test_a_block_that_may_be_none_is_explained_once(tmp_path: Path, block: objec
     assert message in str(refused.value) and str(refused.value).count("'none'") == message.count("'none'")
 
 
+@pytest.mark.parametrize("value", ["english", "en-US", "EN", "", False, 1, None])
+def test_a_language_is_a_code(tmp_path: Path, value: object) -> None:
+    """Norway's `no`, without quotes, is YAML's false."""
+    values = yaml.safe_load((ROOT / "presets/mini.yaml").read_text())
+    values["speech"]["language"] = value
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=rf"speech\.language: should be a code of ISO 639.* \(got {value!r}\)"):
+        load_preset("mine", tmp_path)
+
+
 def test_a_missing_parameter_file_and_preset_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         load_params(tmp_path / "params.yaml")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from dqlora.errors import Rejected, run_stage
+from dqlora.errors import Rejected, named, run_stage
 
 
 def rejected(count: int) -> Rejected:
@@ -36,7 +36,7 @@ def test_no_file_is_named_where_none_is_left(count: int, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("error", "named"),
+    ("error", "written"),
     [
         (OSError(errno.ENOSPC, "full"), "output"),
         (OSError(errno.EDQUOT, "quota", "models/gate.json"), "models/gate.json"),
@@ -44,13 +44,13 @@ def test_no_file_is_named_where_none_is_left(count: int, capsys: pytest.CaptureF
         (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "output"),
     ],
 )
-def test_a_full_disk_ends_a_stage_with_one_line(error: Exception, named: str) -> None:
+def test_a_full_disk_ends_a_stage_with_one_line(error: Exception, written: str) -> None:
     def fail() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
         run_stage(fail)
-    assert ended.value.code == f"error: no space left on the disk ({named}); free some and run `dvc repro` again"
+    assert ended.value.code == f"error: no space left on the disk ({written}); free some and run `dvc repro` again"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("I/O error (os error 5)")])
@@ -61,3 +61,17 @@ def test_other_errors_stay_as_they_are(error: Exception) -> None:
     with pytest.raises(type(error)) as raised:
         run_stage(fail)
     assert raised.value is error
+
+
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ([], ""),
+        (["a"], "a"),
+        (["a", "b"], "a, b"),
+        (["a", "b", "c"], "a, b and 1 more"),
+        (list("abcde"), "a, b and 3 more"),
+    ],
+)
+def test_many_names_make_one_line(names: list[str], line: str) -> None:
+    assert named(names, most=2) == line

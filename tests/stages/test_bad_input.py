@@ -129,13 +129,14 @@ def test_a_folder_without_splits_is_split_by_sentence(local: Path, tmp_path: Pat
     ("spoil", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (lambda folder: (shutil.rmtree(folder), folder.write_text("a.wav,hello")), "a file, and no folder"),
         (lambda folder: shutil.rmtree(folder / "test"), "not both train and test"),
         (lambda folder: (folder / "test/metadata.csv").write_text(""), "needs a header file_name,transcription"),
         (lambda folder: (folder / "test/metadata.csv").write_text("a,b\n1,2\n"), "needs a header"),
         (lambda folder: (folder / "test/metadata.csv").write_bytes(b"file_name,transcription\n\xff\xfe,x\n"), "UTF-8"),
         (lambda folder: [file.unlink() for file in folder.glob("test/*.wav")], "no usable clip in test"),
     ],
-    ids=["no folder", "no test", "empty", "columns", "encoding", "no audio"],
+    ids=["no folder", "a file", "no test", "empty", "columns", "encoding", "no audio"],
 )
 def test_a_bad_corpus_is_named(local: Path, speech: Path, spoil, message: str) -> None:  # type: ignore[no-untyped-def]
     spoil(speech)

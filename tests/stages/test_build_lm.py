@@ -61,12 +61,15 @@ def test_it_knows_the_words_of_training_and_text_and_no_sentence_that_is_held_ou
     assert metrics["unknown_ratio"] == 0 and 1 < metrics["perplexity"] < 100  # type: ignore[operator]
 
 
-def test_somebodys_model_is_taken_as_it_is_but_for_its_case(clips: Paths, tmp_path: Path) -> None:
+def test_somebodys_model_is_taken_as_it_is_but_for_its_case(
+    clips: Paths, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arpa = train_arpa(["A FERRY", "AN OLD HARBOR"], 2, 0.0)
     (tmp_path / "mine.arpa").write_text(arpa.lower())
     metrics = run(Path(), model=str(tmp_path / "mine.arpa"))
     assert (clips.lm / "model.arpa").read_text() == as_decoded(arpa, Vocabulary.load(clips.student / "vocab.json"))
     assert metrics["unknown_ratio"] == 0.5
+    assert "warning: of so many unknown words" in capsys.readouterr().err
 
 
 def test_a_binary_model_is_taken_as_it_is(clips: Paths, tmp_path: Path) -> None:

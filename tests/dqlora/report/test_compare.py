@@ -136,11 +136,9 @@ def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("dqlora.report.compare.read", read)
     noisy, clean = differences("old", "workspace")
-    assert noisy.startswith("Distilled student, in noise: WER 50.0 % lower [") and noisy.endswith(
-        "workspace than in old"
-    )
+    assert noisy.startswith("Distilled student, noisy: WER 50.0 % lower [") and noisy.endswith("workspace than in old")
     assert clean == "Distilled student, clean: WER 0.0 % lower [0.0, 0.0] in workspace than in old"
-    assert differences("new", "old")[0].startswith("Distilled student, in noise: WER 100.0 % higher [")
+    assert differences("new", "old")[0].startswith("Distilled student, noisy: WER 100.0 % higher [")
     with pytest.raises(UserError, match="new, other: tested on different clips"):
         differences("new", "other")
     with pytest.raises(UserError, match="gone: no test transcripts of it here"):
