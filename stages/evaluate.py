@@ -28,8 +28,8 @@ from dqlora.data.storage import (
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device, map_on_cores
 from dqlora.errors import UserError, run_stage
-from dqlora.evaluation.metrics import metrics_of, relative_wer_reduction, score, summed, wer_by
-from dqlora.evaluation.results import in_words, out_of_domain_in_words
+from dqlora.evaluation.metrics import metrics_of, score, summed, wer_by
+from dqlora.evaluation.results import in_words, out_of_domain_in_words, wer_reduction
 from dqlora.evaluation.test_set import CLEAN, test_clips
 from dqlora.models.decoding import Decoder, decoder_settings, greedy, load_decoder
 from dqlora.models.gate import GatedStudent, entropy_threshold, load_distilled
@@ -104,9 +104,8 @@ def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
     gain = metrics["wer_reduction"]["noisy"]
     summary = {"base": wers("base"), **wers("distilled")}
-    summary |= {
-        short: round(gain[name], 3) for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high"))
-    }
+    short = {"relative": "gain", "ci_low": "low", "ci_high": "high"}
+    summary |= {short[name]: round(value, 3) for name, value in gain.items()}
     if "distilled_lm" in metrics:
         summary["lm"] = wers("distilled_lm")
     if OUT_OF_DOMAIN in metrics:
@@ -124,8 +123,8 @@ def measure(rows: list[dict[str, Any]], systems: list[str], language: str, draws
         compared["lm_wer_reduction"] = ("distilled", "distilled_lm")
     for name, (before, after) in compared.items():
         metrics[name] = {
-            "noisy": relative_wer_reduction(noisy[before], noisy[after], draws, seed),
-            "clean": relative_wer_reduction(errors[before][CLEAN], errors[after][CLEAN], draws, seed),
+            "noisy": wer_reduction(noisy[before], noisy[after], draws, seed),
+            "clean": wer_reduction(errors[before][CLEAN], errors[after][CLEAN], draws, seed),
         }
     return metrics
 
