@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from dqlora.errors import BadAudio, UserError, quieten_libraries
-from dqlora.models.run import base_of_run, find_model, newest_run, read_run
+from dqlora.models.run import base_of_run, find_model, find_run, newest_run, read_run
 
 if TYPE_CHECKING:
     from dqlora.transcription.recogniser import Recogniser
@@ -143,7 +143,7 @@ def export(
     measures both: models/<preset>/exported, metrics/<preset>/export.json.
     """
     try:
-        adapter = model or newest_run()
+        adapter = find_run(model or newest_run())
         student, quantize = base_of_run(adapter)
 
         from dqlora.data.storage import atomic_directory

@@ -17,8 +17,10 @@ from transformers import Wav2Vec2ForCTC
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.data.text import Vocabulary
+from dqlora.errors import UserError, first_line
 from dqlora.models.decoding import DECODER, Weights, decoder_settings
 from dqlora.models.gate import entropy_threshold, mean_entropy
+from dqlora.models.lora import add_trained_lora
 from dqlora.models.wav2vec2 import backbone_of, frame_geometry, load_student, normalise_waves, project_features
 
 PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -108,14 +110,13 @@ def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> 
     A gated student is two models: model.onnx holds both; a transformers folder can hold one, the adapter merged, for
     all clips.
     """
-    merged, threshold = merge(student, adapter, quantize), entropy_threshold(adapter)
     for name in ("merged", "onnx"):
         (folder / name).mkdir(parents=True)
+        settings = save_decoder(adapter.parent, folder / name)
+    merged, threshold = merge(student, adapter, quantize), entropy_threshold(adapter)
     save_merged(merged, student, folder / "merged")
     audio = FromAudio(merged) if threshold is None else GatedFromAudio(merged, widened(student, quantize), threshold)
     save_onnx(audio, student, folder / "onnx")
-    for name in ("merged", "onnx"):
-        settings = save_decoder(adapter.parent, folder / name)
     (folder / "README.md").write_text(readme(student, threshold is not None, settings), encoding="utf-8")
 
 
@@ -125,7 +126,12 @@ def save_decoder(run: Path, folder: Path) -> dict[str, Any]:
     if settings["language_model"]:
         source = run / settings["language_model"]
         settings |= {"language_model": source.name}
-        shutil.copyfile(source, folder / source.name)
+        try:
+            shutil.copyfile(source, folder / source.name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{source}: no such file; {rerun('build_lm')}, or copy it along with the adapter's folder"
+            ) from None
     write_json(folder / DECODER, settings)
     return settings
 
@@ -185,9 +191,7 @@ def merge(student: Path, adapter: Path, quantize: str) -> Wav2Vec2ForCTC:
     """
     if not (adapter / "adapter_config.json").exists():
         return load_student(adapter, "none", torch.device("cpu"))
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(widened(student, quantize), adapter).merge_and_unload().eval()
+    return add_trained_lora(widened(student, quantize), adapter).merge_and_unload().eval()
 
 
 def save_merged(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
@@ -296,7 +300,12 @@ class OnnxStudent:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # as `map_on_cores`
-        self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's have no other base
+            raise UserError(
+                f"{folder / ONNX}: cannot be loaded ({first_line(error)}); export or copy it again"
+            ) from None
         self.vocabulary = Vocabulary.load(folder / "vocab.json")
 
     def logits(self, samples: np.ndarray) -> np.ndarray:

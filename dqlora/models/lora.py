@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import Wav2Vec2ForCTC
@@ -65,11 +66,23 @@ def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.devi
     return add_trained_lora(load_student(student, quantize, device), adapter)
 
 
-def add_trained_lora(model: nn.Module, adapter: Path) -> nn.Module:
-    """The model, changed in place, with the LoRA adapter that training left in a folder."""
+def add_trained_lora(model: nn.Module, adapter: Path) -> Any:
+    """The model, changed in place to a PeftModel, with the LoRA adapter that training left in a folder.
+
+    Raises
+    ------
+    UserError
+        if the adapter is damaged, or not one of this model.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, adapter).eval()
+    try:
+        return PeftModel.from_pretrained(model, adapter).eval()
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"{adapter}: cannot be loaded as an adapter of its base ({first_line(error)}); run `dvc repro train`, or "
+            "copy the folder again"
+        ) from None
 
 
 class LoraProduct(torch.autograd.Function):

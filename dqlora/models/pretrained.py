@@ -233,7 +233,12 @@ def _check_student_vocabulary(folder: Path, source: str) -> Wav2Vec2Config:
     settings = Wav2Vec2Config.from_dict(config)
     if max(vocabulary.values(), default=-1) >= settings.vocab_size:
         raise UserError(f"{source}: vocab.json has more tokens than config.json's vocab_size {settings.vocab_size}")
-    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source}: its tokenizer cannot be loaded ({first_line(error)}); fetch it again, or name another"
+        ) from None
     if vocabulary.get(tokenizer.pad_token) != settings.pad_token_id:
         raise UserError(
             f"{source}: the blank of vocab.json, {tokenizer.pad_token}, is not config.json's pad_token_id "
