@@ -237,6 +237,35 @@ def test_an_interruption_and_a_full_disk_leave_no_half_file(
     assert not out.exists() or not list(out.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("one.wav", "a file, not a folder"), ("one.wav/out", "Not a directory"), ("locked", "may not be written to")],
+)
+def test_where_nothing_can_be_written_nothing_is_transcribed(
+    output: str, reason: str, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("loads a model for nothing")
+
+    monkeypatch.setattr("dqlora.transcription.recogniser.load_recogniser", load)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    code, _, errors = run(str(speech / "one.wav"), "--output", str(speech / output))
+    assert code == 1 and errors.startswith(f"error: --output {speech / output}: {reason}; name ")
+    assert errors.count("\n") == 1
+
+
+def test_when_nobody_reads_on_nothing_more_is_transcribed(speech: Path) -> None:
+    """As behind `| head -1`."""
+    names = [str(speech / "one.wav"), *[str(speech / "two.flac")] * 20]
+    command = [sys.executable, "-m", "dqlora.cli", "transcribe", *names, "--model", MODEL]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline().startswith(f"{speech / 'one.wav'}: ".encode())
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert process.wait() == 1 and "error" not in said and "Error" not in said
+
+
 PROBE = """
 import resource, sys
 from dqlora.cli import app
