@@ -30,7 +30,7 @@ README = """\
 # A student that transcribes noisy speech
 
 Both folders hold the same student. The lines below run in this folder, on a recording of up to {seconds} s, and need
-nothing of the project that made it.{gate}
+nothing of the project that made it.{notes}
 
 ## merged/, for transformers
 
@@ -103,6 +103,10 @@ GATED = """
 The student's adapter runs only where its base is uncertain. `onnx/` does so; `merged/` is one plain model, which
 cannot: its adapter is always on, which costs words on clean speech."""
 
+HOTWORDS = """
+
+The run listens for hot words, as `decoder.json` names them; the lines below do not."""
+
 
 def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> None:
     """Write merged/, for transformers, onnx/, for onnxruntime, and README.md of what a run left in `adapter`.
@@ -145,7 +149,7 @@ def readme(student: Path, gated: bool, settings: dict[str, Any]) -> str:
 
     return README.format(
         seconds=LONGEST,
-        gate=GATED if gated else "",
+        notes=(GATED if gated else "") + (HOTWORDS if settings["hotwords"] else ""),
         read=READ,
         decoder=" ctc-beam-decoder" if settings["method"] == "beam" else "",
         merged_decode=lines("merged"),

@@ -149,6 +149,7 @@ def test_the_readme_and_the_processor_know_the_students_tokens(name: str, tmp_pa
     text = readme(student, False, GREEDY)
     assert condition in text and f'replace("{settings.get("word_delimiter_token", "|")}", " ")' in text
     assert "always on" not in text and "always on" in readme(student, True, GREEDY)
+    assert "hot words" not in text and "hot words" in readme(student, False, GREEDY | {"hotwords": ["AB"]})
     (tmp_path / "out").mkdir()
     save_processor(student, tmp_path / "out")
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["do_lower_case"] is small
