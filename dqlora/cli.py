@@ -269,9 +269,11 @@ def _each(names: list[str], do: Callable[[str], object]) -> list[str]:
         except BrokenPipeError:  # nobody reads on, as behind `| head -1`: the command ends
             raise
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "no space left to write its transcript" if full else error.strerror or str(error)
-            print(f"error: {error.filename or name}: {reason}", file=sys.stderr)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # there is none for what comes after it either
+                reason = "no space left to write its transcript; what came before it is written"
+                print(f"error: {name}: {reason}", file=sys.stderr)
+                raise typer.Exit(1) from None
+            print(f"error: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
         except KeyboardInterrupt:
             print(f"interrupted at {name}; what came before it is written", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None

@@ -232,8 +232,8 @@ def test_an_interruption_and_a_full_disk_leave_no_half_file(
     broken = "data.storage.atomic_write" if isinstance(raised, OSError) else "transcription.recogniser.transcribe_file"
     monkeypatch.setattr(f"dqlora.{broken}", fail)
     out = tmp_path / "out"
-    found, _, errors = run(str(speech / "one.wav"), "--output", str(out))
-    assert found == code and said in errors
+    found, _, errors = run(str(speech / "one.wav"), str(speech / "two.flac"), "--output", str(out))
+    assert found == code and said in errors and "two" not in errors  # nothing more is transcribed
     assert not out.exists() or not list(out.iterdir())
 
 
