@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 import typer
 
 from dqlora.errors import BadAudio, UserError, named, quieten_libraries
-from dqlora.models.run import base_of_run, find_model, newest_run, read_run
+from dqlora.models.run import base_of_run, find_model, find_run, newest_run, read_run
 
 if TYPE_CHECKING:
     from dqlora.transcription.recogniser import Recogniser
@@ -71,6 +71,8 @@ def transcribe(
         found = find_model(model) if usable else ""
         if not (usable := _each(usable, _check_is_audio)):
             raise typer.Exit(1)
+        if output is not None:
+            _make_folder(output)
 
         from dqlora.data.storage import atomic_write
         from dqlora.device import default_device
@@ -142,7 +144,7 @@ def export(
     measures both: models/<preset>/exported, metrics/<preset>/export.json.
     """
     try:
-        adapter = model or newest_run()
+        adapter = find_run(model or newest_run())
         student, quantize = base_of_run(adapter)
 
         from dqlora.data.storage import atomic_directory
@@ -261,10 +263,14 @@ def _each(names: list[str], do: Callable[[str], object]) -> list[str]:
             done.append(name)
         except (BadAudio, UserError) as error:
             print(f"error: {name}: {error}", file=sys.stderr)
+        except BrokenPipeError:  # nobody reads on, as behind `| head -1`: the command ends
+            raise
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "no space left to write its transcript" if full else error.strerror or str(error)
-            print(f"error: {error.filename or name}: {reason}", file=sys.stderr)
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # there is none for what comes after it either
+                reason = "no space left to write its transcript; what came before it is written"
+                print(f"error: {name}: {reason}", file=sys.stderr)
+                raise typer.Exit(1) from None
+            print(f"error: {error.filename or name}: {error.strerror or error}", file=sys.stderr)
         except KeyboardInterrupt:
             print(f"interrupted at {name}; what came before it is written", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
@@ -290,6 +296,17 @@ def _check_is_audio(name: str) -> None:
 
 def _written_to(name: str, output: Path, form: Format) -> Path:
     return output / f"{'stdin' if name == '-' else Path(name).stem}.{form}"
+
+
+def _make_folder(output: Path) -> None:
+    """Raise UserError, before any work is done, if nothing can be written there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a file, not a folder" if output.is_file() else error.strerror
+        raise UserError(f"--output {output}: {reason}; name a folder that can be written to") from None
+    if not os.access(output, os.W_OK):
+        raise UserError(f"--output {output}: may not be written to; name another folder")
 
 
 def _check_distinct(files: list[str], output: Path, form: Format) -> None:

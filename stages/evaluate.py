@@ -104,9 +104,8 @@ def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
 
     gain = metrics["wer_reduction"]["noisy"]
     summary = {"base": wers("base"), **wers("distilled")}
-    summary |= {
-        short: round(gain[name], 3) for short, name in (("gain", "relative"), ("low", "ci_low"), ("high", "ci_high"))
-    }
+    short = {"relative": "gain", "ci_low": "low", "ci_high": "high"}
+    summary |= {short[name]: round(value, 3) for name, value in gain.items()}
     if "distilled_lm" in metrics:
         summary["lm"] = wers("distilled_lm")
     if OUT_OF_DOMAIN in metrics:

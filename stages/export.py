@@ -68,7 +68,7 @@ def main() -> None:
         )
         reductions = wer_reductions(of_adapter, errors, params.evaluate.bootstrap_draws, params.seed)
         differs = any(
-            abs(differences[condition]) > ALLOWED and not reduction["ci_low"] <= 0 <= reduction["ci_high"]
+            abs(differences[condition]) > ALLOWED and not reduction.get("ci_low", 0) <= 0 <= reduction.get("ci_high", 0)
             for condition, reduction in reductions.items()
         )
         if differs and name not in always_adapted:

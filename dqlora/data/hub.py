@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import HFValidationError, build_hf_headers, validate_repo_id
 
 from dqlora.data.download import (
     RemoteFile,
@@ -105,8 +105,10 @@ class Snapshot:
                 f"{source}: names no revision, so that its weights could change unseen; write "
                 f"{source.rstrip('@')}@<commit>"
             )
-        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-            raise UserError(f"{source}: no name of a repository; write hf://owner/name@<commit>")
+        try:
+            validate_repo_id(name)
+        except HFValidationError:
+            raise UserError(f"{source}: no name of a repository; write hf://owner/name@<commit>") from None
         self.repository = Repository("model", name, revision, source)
         self.root = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=name, repo_type="model")
         try:

@@ -1,5 +1,6 @@
 """Artifacts on disk: atomic files and folders, JSON, and ragged arrays (arrays of different lengths in one file)."""
 
+import glob
 import hashlib
 import json
 import os
@@ -14,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from dqlora.errors import UserError, first_line
+
+NAMED = 40  # letters of an output's name in that of what is not whole yet: a name of 255 bytes has no room for more
 
 
 @contextmanager
@@ -120,8 +123,8 @@ def loaded_sources() -> list[Path]:
 def _temporary(output: Path) -> Path:
     """A name beside `output` that is this process' own; what killed processes left under theirs is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.tmp-"
-    for left in output.parent.glob(f"{prefix}*"):
+    prefix = f".{output.name[:NAMED]}.tmp-"
+    for left in output.parent.glob(f"{glob.escape(prefix)}*"):
         if not _is_alive(int(left.name.removeprefix(prefix))):
             shutil.rmtree(left) if left.is_dir() else left.unlink()
     return output.parent / f"{prefix}{os.getpid()}"

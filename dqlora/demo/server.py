@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import logging
 import secrets
 import socket
 import threading
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -339,7 +341,13 @@ def listen(port: int) -> socket.socket:
 
 def serve(demo: Demo, listener: socket.socket) -> None:
     """Print the page's address and answer requests until interrupted."""
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # no traceback of answers that are broken off
+            super().handle_exit(sig, frame)
+
     config = uvicorn.Config(application(demo), log_level="warning", server_header=False, timeout_graceful_shutdown=1)
     print(f"http://{HOST}:{listener.getsockname()[1]} (Ctrl-C ends it)", flush=True)
     with suppress(KeyboardInterrupt):
-        uvicorn.Server(config).run(sockets=[listener])
+        Server(config).run(sockets=[listener])

@@ -13,6 +13,7 @@ from dqlora.data.text import scoring_normaliser, without_spaces
 from dqlora.evaluation.test_set import CLEAN
 
 INTERVAL = (0.025, 0.975)  # of the bootstrap's draws: the quantiles between which every interval lies
+FEWEST_SENTENCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
 CONFIDENCE = f"{100 * (INTERVAL[1] - INTERVAL[0]):g} %"
 
 
@@ -136,12 +137,18 @@ def metrics_of(errors: dict[str, Errors]) -> dict[str, Any]:
 def wer_reductions(
     before: dict[str, Errors], after: dict[str, Errors], draws: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """Relative WER reductions of one system against another, each as `score` gives it: over all SNRs, and clean."""
+    """Relative WER reductions of one system against another, each as `score` gives it: over all SNRs, and clean.
+
+    Without intervals where there are fewer than FEWEST_SENTENCES.
+    """
     old, new = (summed([one for name, one in errors.items() if name != CLEAN]) for errors in (before, after))
-    return {
+    reductions = {
         "noisy": relative_wer_reduction(old, new, draws, seed),
         "clean": relative_wer_reduction(before[CLEAN], after[CLEAN], draws, seed),
     }
+    if len(before[CLEAN].words) >= FEWEST_SENTENCES:
+        return reductions
+    return {name: {"relative": reduction["relative"]} for name, reduction in reductions.items()}
 
 
 def wer_by(rows: list[dict[str, Any]], key: str, systems: Sequence[str], language: str) -> list[dict[str, Any]]:

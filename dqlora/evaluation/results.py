@@ -9,14 +9,13 @@ import jiwer
 import numpy as np
 
 from dqlora.data.text import scoring_normaliser
-from dqlora.evaluation.metrics import Errors, count_errors, per_sentence, relative_wer_reduction
+from dqlora.evaluation.metrics import FEWEST_SENTENCES, Errors, count_errors, per_sentence, relative_wer_reduction
 from dqlora.evaluation.test_set import CLEAN
 
 SYSTEMS = {"base": "Base student", "distilled": "Distilled student", "teacher": "Whisper"}
 LM_SYSTEMS = {"base_lm": "Base student, language model", "distilled_lm": "Distilled student, language model"}
 SHOWN = ("base", "distilled", "distilled_lm", "teacher")  # side by side, in this order
 CLIPS_A_LIST = 6
-FEWEST_SENTENCES = 5  # for an interval: a bootstrap over fewer looks surer than it is
 
 # one prediction: id, condition, reference, each system's transcript (LM_SYSTEMS' where the run has a language model);
 # noisy ones snr_db, category
@@ -56,9 +55,12 @@ def verdict(reduction: Estimate) -> Verdict:
 def in_words(reduction: dict[str, float]) -> str:
     """A relative WER reduction with its interval, as "5.2 % lower [1.0, 9.1]" or "2.0 % higher [-1.0, 5.3]"."""
     sign = 1 if reduction["relative"] >= 0 else -1
+    change = f"{abs(100 * reduction['relative']):.1f} % {'lower' if sign == 1 else 'higher'}"
+    if "ci_low" not in reduction:
+        return f"{change} [no interval: fewer than {FEWEST_SENTENCES} sentences]"
     # + 0.0: of what rounds to 0, no sign
     low, high = sorted(round(100 * sign * reduction[end], 1) + 0.0 for end in ("ci_low", "ci_high"))
-    return f"{abs(100 * reduction['relative']):.1f} % {'lower' if sign == 1 else 'higher'} [{low:.1f}, {high:.1f}]"
+    return f"{change} [{low:.1f}, {high:.1f}]"
 
 
 def out_of_domain_in_words(metrics: dict[str, Any]) -> str:
@@ -70,7 +72,7 @@ def out_of_domain_in_words(metrics: dict[str, Any]) -> str:
 
     def compared(reductions: dict[str, Any]) -> tuple[str, bool]:
         found = ", ".join(f"{name} WER {in_words(reductions[name])}" for name in ("noisy", "clean"))
-        return found, reductions["noisy"]["relative"] < 0 or reductions["clean"]["ci_high"] < 0
+        return found, reductions["noisy"]["relative"] < 0 or reductions["clean"].get("ci_high", 0) < 0
 
     found, lost = compared(metrics["wer_reduction"])
     line = f"{found} than the base's"

@@ -17,8 +17,10 @@ from transformers import Wav2Vec2ForCTC
 from dqlora.data.audio import SAMPLE_RATE
 from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.data.text import Vocabulary
+from dqlora.errors import UserError, first_line
 from dqlora.models.decoding import DECODER, Weights, decoder_settings
 from dqlora.models.gate import entropy_threshold, mean_entropy
+from dqlora.models.lora import add_trained_lora
 from dqlora.models.wav2vec2 import backbone_of, frame_geometry, load_student, normalise_waves, project_features
 
 PROCESSOR = ("vocab.json", "tokenizer_config.json", "preprocessor_config.json")
@@ -28,7 +30,7 @@ README = """\
 # A student that transcribes noisy speech
 
 Both folders hold the same student. The lines below run in this folder, on a recording of up to {seconds} s, and need
-nothing of the project that made it.{gate}
+nothing of the project that made it.{notes}
 
 ## merged/, for transformers
 
@@ -101,6 +103,10 @@ GATED = """
 The student's adapter runs only where its base is uncertain. `onnx/` does so; `merged/` is one plain model, which
 cannot: its adapter is always on, which costs words on clean speech."""
 
+HOTWORDS = """
+
+The run listens for hot words, as `decoder.json` names them; the lines below do not."""
+
 
 def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> None:
     """Write merged/, for transformers, onnx/, for onnxruntime, and README.md of what a run left in `adapter`.
@@ -108,14 +114,13 @@ def write_exports(student: Path, adapter: Path, quantize: str, folder: Path) -> 
     A gated student is two models: model.onnx holds both; a transformers folder can hold one, the adapter merged, for
     all clips.
     """
-    merged, threshold = merge(student, adapter, quantize), entropy_threshold(adapter)
     for name in ("merged", "onnx"):
         (folder / name).mkdir(parents=True)
+        settings = save_decoder(adapter.parent, folder / name)
+    merged, threshold = merge(student, adapter, quantize), entropy_threshold(adapter)
     save_merged(merged, student, folder / "merged")
     audio = FromAudio(merged) if threshold is None else GatedFromAudio(merged, widened(student, quantize), threshold)
     save_onnx(audio, student, folder / "onnx")
-    for name in ("merged", "onnx"):
-        settings = save_decoder(adapter.parent, folder / name)
     (folder / "README.md").write_text(readme(student, threshold is not None, settings), encoding="utf-8")
 
 
@@ -125,7 +130,12 @@ def save_decoder(run: Path, folder: Path) -> dict[str, Any]:
     if settings["language_model"]:
         source = run / settings["language_model"]
         settings |= {"language_model": source.name}
-        shutil.copyfile(source, folder / source.name)
+        try:
+            shutil.copyfile(source, folder / source.name)
+        except FileNotFoundError:
+            raise UserError(
+                f"{source}: no such file; {rerun('build_lm')}, or copy it along with the adapter's folder"
+            ) from None
     write_json(folder / DECODER, settings)
     return settings
 
@@ -139,7 +149,7 @@ def readme(student: Path, gated: bool, settings: dict[str, Any]) -> str:
 
     return README.format(
         seconds=LONGEST,
-        gate=GATED if gated else "",
+        notes=(GATED if gated else "") + (HOTWORDS if settings["hotwords"] else ""),
         read=READ,
         decoder=" ctc-beam-decoder" if settings["method"] == "beam" else "",
         merged_decode=lines("merged"),
@@ -185,9 +195,7 @@ def merge(student: Path, adapter: Path, quantize: str) -> Wav2Vec2ForCTC:
     """
     if not (adapter / "adapter_config.json").exists():
         return load_student(adapter, "none", torch.device("cpu"))
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(widened(student, quantize), adapter).merge_and_unload().eval()
+    return add_trained_lora(widened(student, quantize), adapter).merge_and_unload().eval()
 
 
 def save_merged(model: Wav2Vec2ForCTC, student: Path, folder: Path) -> None:
@@ -296,7 +304,12 @@ class OnnxStudent:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = 1  # as `map_on_cores`
-        self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(folder / ONNX, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's have no other base
+            raise UserError(
+                f"{folder / ONNX}: cannot be loaded ({first_line(error)}); export or copy it again"
+            ) from None
         self.vocabulary = Vocabulary.load(folder / "vocab.json")
 
     def logits(self, samples: np.ndarray) -> np.ndarray:

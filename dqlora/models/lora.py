@@ -89,15 +89,23 @@ def load_adapted(student: Path, adapter: Path, quantize: str, device: torch.devi
     return add_trained_lora(load_student(student, quantize, device), adapter)
 
 
-def add_trained_lora(model: nn.Module, adapter: Path) -> nn.Module:
-    """The model, changed in place, with the LoRA adapter that training left in a folder."""
+def add_trained_lora(model: nn.Module, adapter: Path) -> Any:
+    """The model, changed in place to a PeftModel, with the LoRA adapter that training left in a folder.
+
+    Raises
+    ------
+    UserError
+        if the adapter is damaged, or not one of this model.
+    """
     from peft import PeftModel
 
     try:
         return PeftModel.from_pretrained(model, adapter).eval()
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         way_out = f"{rerun('train')}, or copy the whole folder of a run of this student"
-        raise UserError(f"{adapter}: cannot be loaded as an adapter ({first_line(error)}); {way_out}") from None
+        raise UserError(
+            f"{adapter}: cannot be loaded as an adapter of its base ({first_line(error)}); {way_out}"
+        ) from None
 
 
 class LoraProduct(torch.autograd.Function):

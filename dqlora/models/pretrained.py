@@ -309,7 +309,12 @@ def _check_student_vocabulary(folder: Path, settings: Wav2Vec2Config, source: st
         raise UserError(f"{source}: vocab.json is not one map of tokens to numbers; keep one language of it")
     if max(vocabulary.values(), default=-1) >= settings.vocab_size:
         raise UserError(f"{source}: vocab.json has more tokens than config.json's vocab_size {settings.vocab_size}")
-    tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = Wav2Vec2CTCTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{source}: its tokenizer cannot be loaded ({first_line(error)}); fetch it again, or name another"
+        ) from None
     if vocabulary.get(tokenizer.pad_token) != settings.pad_token_id:
         blank = next((token for token, index in vocabulary.items() if index == settings.pad_token_id), None)
         raise UserError(

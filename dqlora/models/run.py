@@ -6,6 +6,7 @@ from typing import Any
 from dqlora.errors import UserError
 
 RUN = "run.json"  # in a run's adapter folder: what it adapted
+BESIDE = {"gate.json": "fit_gate", "decoder.json": "fit_decoder"}  # that folder, and the stages that write them
 
 
 def newest_run(models: Path = Path("models")) -> Path:
@@ -32,14 +33,50 @@ def base_of_run(adapter: Path) -> tuple[Path, str]:
     """The folder of the student that a run adapted, and how that was quantised.
 
     A run names its student relative to its project, which is looked for in the folders above the adapter, then here.
+
+    Raises
+    ------
+    UserError
+        if there is none, or another one than the run adapted.
     """
+    from dqlora.data.storage import fingerprint
+
     run = read_run(adapter)
+    student = _folder_of_base(adapter, run)
+    if "base" in run and fingerprint(student) != run["base"]["digest"]:
+        raise UserError(f"{student}: not the base that {adapter} was trained on; run `dvc repro`")
+    return student, run["quantize"]
+
+
+def _folder_of_base(adapter: Path, run: dict[str, Any]) -> Path:
     for root in (*adapter.parents, *adapter.resolve().parents, Path()):
         if (student := root / run["student"]).is_dir():
-            return student, run["quantize"]
+            return student
     raise UserError(
         f"{adapter}: its base, {run['student']}, is in no folder above it and not here; run `dvc repro` in its project"
     )
+
+
+def find_run(adapter: Path) -> Path:
+    """An adapter folder by the path beside which its gate and decoder lie, which a link to it does not show.
+
+    Raises
+    ------
+    UserError
+        if it is none, or its base, its gate or how it decodes is missing.
+    """
+    run = read_run(adapter)
+    if adapter.name in ("", "..") or adapter.is_symlink():
+        adapter = adapter.resolve()
+    _folder_of_base(adapter, run)
+    for name, stage in BESIDE.items():
+        fully_trained = not (adapter / "adapter_config.json").exists()
+        if not adapter.with_name(name).exists() and not (name == "gate.json" and fully_trained):
+            raise UserError(
+                f"{adapter.with_name(name)}: no such file; run `dvc repro {stage}`, or copy it along with the "
+                "adapter's folder"
+            )
+    return adapter
 
 
 def find_model(source: str | None) -> str:
@@ -56,15 +93,8 @@ def find_model(source: str | None) -> str:
         if there is no such folder, or no model in it.
     """
     folder = newest_run() if source is None else Path(source)
-    if folder.name in ("", ".."):
-        folder = folder.resolve()  # gate and language model lie beside it
     if (folder / RUN).exists():
-        base_of_run(folder)
-        gate = folder.with_name("gate.json")
-        if (folder / "adapter_config.json").exists() and not gate.exists():
-            raise UserError(
-                f"{gate}: no such file; run `dvc repro fit_gate`, or copy it along with the adapter's folder"
-            )
+        folder = find_run(folder)
     elif folder.is_dir() and not (folder / "config.json").exists():
         inside = [str(folder / name) for name in ("merged", "onnx", "adapter") if (folder / name).is_dir()]
         way_out = f"give {' or '.join(inside)}" if inside else "a run's is models/<preset>/adapter of its project"

@@ -8,7 +8,9 @@ import yaml
 from dvc.api import exp_show, read
 from dvc.exceptions import DvcException
 from dvc.scm import SCMError
+from dvc_data.index import DataIndexDirError
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from dqlora.config import Paths
@@ -96,10 +98,10 @@ def _tested(name: str) -> tuple[list[Row], dict[str, Any]]:
         paths = Paths(yaml.safe_load(read("params.yaml", rev=revision))["preset"])
         folder = (paths.metrics / "test").as_posix()
         predictions, record = (read(f"{folder}/{file}", rev=revision) for file in ("predictions.jsonl", "record.json"))
-    except (DvcException, SCMError, OSError) as error:
+    except (DvcException, DataIndexDirError, SCMError, OSError) as error:
         raise UserError(
             f"{name}: no test transcripts of it here ({first_line(error)}); name an experiment of `dqlora compare`, a "
-            "commit, or workspace"
+            "commit, or workspace; if it was run elsewhere, check it out and run `dvc repro evaluate`"
         ) from None
     return [json.loads(line) for line in predictions.splitlines()], json.loads(record)
 
@@ -136,7 +138,7 @@ def comparison(rows: list[Row], width: int) -> Table:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
         gain = f"{wer[6]} \\[{wer[7]}, {wer[8]}]"
         differing = _differing([each for each, _ in shown], row)
-        settings = [f"{name.rpartition(':')[2]}: {_plain(row[name])}" for name in differing]
+        settings = [escape(f"{name.rpartition(':')[2]}: {_plain(row[name])}") for name in differing]
         systems = (f"{base}, {distilled:>4}, {lm:>4}" for base, distilled, lm in (wer[:3], wer[3:6]))
         name = row["Experiment"] or row["rev"]
         first, *last = [name, "\n".join(settings)] if beside else ["\n".join([name, *settings])]

@@ -13,10 +13,9 @@ import soundfile
 
 from dqlora.config import OUT_OF_DOMAIN
 from dqlora.data.audio import SAMPLE_RATE
-from dqlora.evaluation.metrics import CONFIDENCE
+from dqlora.evaluation.metrics import CONFIDENCE, FEWEST_SENTENCES
 from dqlora.evaluation.results import (
     CLEAN,
-    FEWEST_SENTENCES,
     LM_SYSTEMS,
     SYSTEMS,
     Estimate,

@@ -20,10 +20,11 @@ from dqlora.data.audio import (
     to_float32,
     to_int16,
 )
+from dqlora.data.storage import read_json
 from dqlora.data.text import Vocabulary
 from dqlora.device import CPU, map_on_cores
 from dqlora.errors import UserError
-from dqlora.models.decoding import Decoder, greedy, load_decoder
+from dqlora.models.decoding import DECODER, Decoder, greedy, load_decoder
 from dqlora.models.export import ONNX, OnnxStudent
 from dqlora.models.gate import load_distilled
 from dqlora.models.pretrained import locate_student
@@ -37,6 +38,7 @@ from dqlora.transcription.words import BREAK, Frame, Word, words_of
 # Of a word in a recording longer than a window: of those below, written in noise, hardly one is right
 # (research/study/tables/pauses.md).
 LEAST_CONFIDENCE = 0.005
+AGAIN = "export or copy it again, the folder as a whole"
 
 
 class Recogniser:
@@ -82,10 +84,13 @@ class OnnxRecogniser(Recogniser):
     """An ONNX export, on the CPU; the gate inside it judges by every frame."""
 
     def __init__(self, folder: Path, hotwords: Sequence[str]):
+        if not (folder / DECODER).exists():
+            raise UserError(f"{folder / DECODER}: no such file; {AGAIN}")
         self.onnx = OnnxStudent(folder)
         self.vocabulary = self.onnx.vocabulary
         self.decoder = load_decoder(folder, self.vocabulary, hotwords)
-        self.config, self.device = Wav2Vec2Config.from_pretrained(folder), CPU
+        self.config = Wav2Vec2Config.from_dict(read_json(folder / "config.json", AGAIN))
+        self.device = CPU
 
     def logits(self, samples: np.ndarray, sound: slice = EVERY_FRAME) -> np.ndarray:
         return self.onnx.logits(samples)

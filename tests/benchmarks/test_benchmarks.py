@@ -85,6 +85,7 @@ def test_an_adapter_that_changes_nothing_gains_nothing_elsewhere(tmp_path: Path,
     add_lora(load_student(student, "none", torch.device("cpu")), lora, seed=0).save_pretrained(adapter)
     write_json(adapter / "run.json", {"student": "models/mini/pretrained/student", "quantize": "none"})
     write_json(adapter.with_name("gate.json"), {"entropy_threshold": None})
+    write_json(adapter.with_name("decoder.json"), {})
     speech = write_audiofolder(tmp_path / "speech", [f"sentence number {word}" for word in ("one", "two", "three")])
     write_noise(tmp_path / "noise", count=2)
     output = tmp_path / "found.json"

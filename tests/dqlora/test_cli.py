@@ -12,9 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from dqlora.cli import app
+from dqlora.config import Lora
+from dqlora.data.storage import write_json
+from dqlora.models.lora import add_lora
+from dqlora.models.wav2vec2 import load_student
 from tests.conftest import RATE, ROOT, tone, wav_bytes
 
 MODEL = str(ROOT / "presets/mini/student")
@@ -151,6 +156,36 @@ def test_an_unreadable_model_ends_with_one_line(speech: Path) -> None:
         assert result.stderr.startswith("error: ") and message in result.stderr and result.stderr.count("\n") == 1
 
 
+def run_with_adapter(project: Path) -> Path:
+    """A run of LoRA adapters on the mini student."""
+    student, adapter = project / "models/mini/pretrained/student", project / "models/mini/adapter"
+    shutil.copytree(MODEL, student)
+    lora = Lora(r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
+    add_lora(load_student(student, "none", torch.device("cpu")), lora, seed=0).save_pretrained(adapter)
+    write_json(adapter / "run.json", {"student": "models/mini/pretrained/student", "quantize": "none"})
+    write_json(adapter.with_name("gate.json"), {"entropy_threshold": None})
+    write_json(adapter.with_name("decoder.json"), {})
+    return adapter
+
+
+@pytest.mark.parametrize("command", ["transcribe", "export"])
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [("adapter_model.safetensors", b"cut"), ("adapter_model.safetensors", None), ("adapter_config.json", b"")],
+)
+def test_a_damaged_run_ends_with_one_line(command: str, damaged: str, content: bytes | None, speech: Path) -> None:
+    adapter = run_with_adapter(speech)
+    (adapter / damaged).unlink()
+    if content is not None:
+        (adapter / damaged).write_bytes(content)
+    name = str(speech / ("out" if command == "export" else "one.wav"))
+    result = CliRunner().invoke(app, [command, name, "--model", str(adapter)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith(f"error: {adapter}: cannot be loaded as an adapter of its base (")
+    assert result.stderr.endswith("run `dvc repro train`, or copy the folder again\n")
+    assert result.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
@@ -197,9 +232,38 @@ def test_an_interruption_and_a_full_disk_leave_no_half_file(
     broken = "data.storage.atomic_write" if isinstance(raised, OSError) else "transcription.recogniser.transcribe_file"
     monkeypatch.setattr(f"dqlora.{broken}", fail)
     out = tmp_path / "out"
-    found, _, errors = run(str(speech / "one.wav"), "--output", str(out))
-    assert found == code and said in errors
+    found, _, errors = run(str(speech / "one.wav"), str(speech / "two.flac"), "--output", str(out))
+    assert found == code and said in errors and "two" not in errors  # nothing more is transcribed
     assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("one.wav", "a file, not a folder"), ("one.wav/out", "Not a directory"), ("locked", "may not be written to")],
+)
+def test_where_nothing_can_be_written_nothing_is_transcribed(
+    output: str, reason: str, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object) -> None:
+        raise AssertionError("loads a model for nothing")
+
+    monkeypatch.setattr("dqlora.transcription.recogniser.load_recogniser", load)
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    code, _, errors = run(str(speech / "one.wav"), "--output", str(speech / output))
+    assert code == 1 and errors.startswith(f"error: --output {speech / output}: {reason}; name ")
+    assert errors.count("\n") == 1
+
+
+def test_when_nobody_reads_on_nothing_more_is_transcribed(speech: Path) -> None:
+    """As behind `| head -1`."""
+    names = [str(speech / "one.wav"), *[str(speech / "two.flac")] * 20]
+    command = [sys.executable, "-m", "dqlora.cli", "transcribe", *names, "--model", MODEL]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    assert process.stdout and process.stderr
+    assert process.stdout.readline().startswith(f"{speech / 'one.wav'}: ".encode())
+    process.stdout.close()
+    said = process.stderr.read().decode()
+    assert process.wait() == 1 and "error" not in said and "Error" not in said
 
 
 PROBE = """
@@ -275,6 +339,7 @@ def test_a_run_elsewhere_transcribes(speech: Path, tmp_path: Path, monkeypatch: 
     for name in ("pretrained/student", "adapter"):
         shutil.copytree(MODEL, project / "models/mini" / name)
     run_of = {"student": "models/mini/pretrained/student", "quantize": "none"}
+    (project / "models/mini/decoder.json").write_text("{}")
     (project / "models/mini/adapter/run.json").write_text(json.dumps(run_of))
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

@@ -9,6 +9,7 @@ from dqlora.data.audio import to_float32, to_int16
 from dqlora.data.batching import BATCH_SECONDS
 from dqlora.data.text import Vocabulary
 from dqlora.errors import UserError
+from dqlora.evaluation.results import in_words, out_of_domain_in_words
 from dqlora.models.decoding import greedy
 from dqlora.models.gate import GatedStudent, entropies
 from dqlora.models.lora import add_lora
@@ -56,6 +57,19 @@ def test_the_summary_is_short_and_says_what_is_gained_at_home_and_elsewhere(out_
     assert summary_of(metrics) == {
         "base": {"clean": 0.0, "noisy": 0.5}, "clean": 0.0, "noisy": 0.0, "gain": 1.0, "low": 1.0, "high": 1.0
     } | ({"out_of_domain": 1.0} if out_of_domain else {})  # fmt: skip
+
+
+def test_of_few_sentences_there_is_no_interval() -> None:
+    """A bootstrap over one sentence gives the same value in every draw: an interval as if there were no doubt."""
+    rows = predictions(SYSTEMS)
+    for sentences, ends in ((1, set()), (4, set()), (5, {"ci_low", "ci_high"})):
+        metrics = measure([row for row in rows if int(row["id"]) < sentences], SYSTEMS, "en", 200, 0)
+        for reduction in metrics["wer_reduction"].values():
+            assert set(reduction) == {"relative"} | ends
+        assert {"low", "high"} & set(summary_of(metrics)) == {end.removeprefix("ci_") for end in ends}
+        assert ("[no interval" in in_words(metrics["wer_reduction"]["noisy"])) == (not ends)
+        if not ends:
+            assert "warning" not in out_of_domain_in_words(metrics)
 
 
 def test_the_summary_is_rounded_once() -> None:

@@ -94,7 +94,7 @@ def test_a_fault_that_stays_is_one_line(hub: Hub, tmp_path: Path, fault: object,
         ("hf://owner/name@nothing", "no such revision"),
         (f"hf://owner/name@{'1' * 40}", "no such revision"),
         ("hf://owner/name", "names no revision"),
-        ("hf://a/b/c@main", "no name of a repository"),
+        *((f"hf://{name}@main", "no name of a repository") for name in ("a/b/c", "", "ä/b", "-a/b", "a b", "a/.b")),
     ],
 )
 def test_a_wrong_name(hub: Hub, source: str, message: str) -> None:

@@ -108,6 +108,14 @@ def test_a_text_file_is_never_half_written(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "a.json"]
 
 
+@pytest.mark.parametrize("name", ["ä" * 125 + ".txt", "日" * 83 + ".json", "a[1].txt", "*.txt", "what?.txt", "ä b.txt"])
+def test_a_file_may_have_any_name_that_the_disk_takes(name: str, tmp_path: Path) -> None:
+    """As those of downloaded videos; what was left of another name is not this one's."""
+    (tmp_path / ".a1.txt.tmp-99999999").touch()
+    atomic_write(tmp_path / name, "said")
+    assert (tmp_path / name).read_text() == "said" and len([*tmp_path.iterdir()]) == 2
+
+
 def test_lines_of_json_hold_any_text(tmp_path: Path) -> None:
     texts = ["plain", "two\nlines", "a separator\u2028in it", ""]
     path = tmp_path / "lines.jsonl"

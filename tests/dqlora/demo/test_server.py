@@ -269,6 +269,29 @@ def test_another_sites_page_cannot_ask(client: TestClient, origin: str, status: 
     assert answer.status_code == status
 
 
+SLOW = """
+import sys, time
+from pathlib import Path
+from dqlora.data.storage import RaggedArray
+from dqlora.demo.server import Demo, listen, serve
+corpus = [RaggedArray(Path(sys.argv[1], name, "test")) for name in ("clean", "noise")]
+serve(Demo({"Student": lambda mixture: time.sleep(3) or ""}, *corpus, "en", 0), listen(0))
+"""
+
+
+def test_an_interruption_breaks_off_an_answer_without_a_traceback(tmp_path: Path) -> None:
+    write_corpus(tmp_path)
+    command = [sys.executable, "-c", SLOW, str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout and process.stderr
+    address = process.stdout.readline().split()[0]
+    with requests.post(f"{address}/transcribe?clip=cat.wav", stream=True, timeout=20) as answer:
+        assert json.loads(next(answer.iter_lines()))["place"] == "mixture"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0
+    assert process.stderr.read() == ""
+
+
 def test_the_page_answers_while_a_system_transcribes(corpus: tuple[RaggedArray, RaggedArray]) -> None:
     """Also: the mixture is sent before the transcripts are ready."""
     ready = threading.Event()
@@ -297,6 +320,7 @@ def run(project: Path, student_folder: Path, teacher_folder: Path) -> Path:
     shutil.copytree(student_folder, project / "models/mini/adapter")
     made_of = {"student": "models/mini/pretrained/student", "quantize": "none"}
     write_json(project / "models/mini/adapter/run.json", made_of)
+    write_json(project / "models/mini/decoder.json", {})
     write_corpus(project / "data/mini")
     return project
 

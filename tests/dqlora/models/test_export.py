@@ -24,7 +24,7 @@ from dqlora.models.language_model import as_decoded, train_arpa
 from dqlora.models.lora import add_lora, load_adapted
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student
 from dqlora.transcription.recogniser import load_recogniser
-from tests.conftest import RATE, ROOT, tone
+from tests.conftest import RATE, ROOT, tone, wav_bytes
 
 CPU = torch.device("cpu")
 STUDENT = ROOT / "presets/mini/student"
@@ -149,6 +149,7 @@ def test_the_readme_and_the_processor_know_the_students_tokens(name: str, tmp_pa
     text = readme(student, False, GREEDY)
     assert condition in text and f'replace("{settings.get("word_delimiter_token", "|")}", " ")' in text
     assert "always on" not in text and "always on" in readme(student, True, GREEDY)
+    assert "hot words" not in text and "hot words" in readme(student, False, GREEDY | {"hotwords": ["AB"]})
     (tmp_path / "out").mkdir()
     save_processor(student, tmp_path / "out")
     assert json.loads((tmp_path / "out/tokenizer_config.json").read_text())["do_lower_case"] is small
@@ -162,6 +163,7 @@ def test_where_the_base_transcribes_some_clips_so_it_does_in_onnx(adapter: Path,
     stronger = {name: weight * (100 if "lora_B" in name else 1) for name, weight in weights.items()}
     save_file(stronger, tmp_path / "adapter" / "adapter_model.safetensors")
     write_json(tmp_path / "gate.json", {"entropy_threshold": 0.2})
+    write_json(tmp_path / "decoder.json", GREEDY)
     write_exports(STUDENT, tmp_path / "adapter", "nf4", tmp_path / "exported")
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {"README.md", "merged", "onnx"}
     clean = np.load(clip)
@@ -206,6 +208,46 @@ def test_full_fine_tuning_exports_as_it_is(student_folder: Path, tmp_path: Path)
     write_json(tmp_path / "adapter" / "run.json", {"student": str(student_folder), "quantize": "none"})
     write_exports(student_folder, tmp_path / "adapter", "none", tmp_path / "exported")
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {"README.md", "merged", "onnx"}
+
+
+@pytest.mark.parametrize(("missing", "stage"), [("decoder.json", "fit_decoder"), ("lm/model.arpa", "build_lm")])
+def test_what_was_not_copied_along_is_named_before_anything_is_exported(
+    missing: str, stage: str, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(adapter.parent, tmp_path / "run", ignore=shutil.ignore_patterns("exported"))
+    (tmp_path / "run" / missing).unlink()
+    monkeypatch.setattr("dqlora.models.export.merge", None)
+    monkeypatch.chdir(tmp_path / "run" / "adapter")  # named by "."
+    result = CliRunner().invoke(app, ["export", str(tmp_path / "out"), "--model", "."])
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert f"{tmp_path / 'run' / missing}: no such file; run `dvc repro {stage}`, or copy it along" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("damaged", "content"),
+    [
+        ("model.onnx", b"cut"),
+        ("config.json", b"{"),
+        ("config.json", None),
+        ("decoder.json", None),
+        ("decoder.json", b"{"),
+        ("model.arpa", None),
+        ("vocab.json", None),
+    ],
+)
+def test_a_damaged_onnx_export_ends_with_one_line(
+    damaged: str, content: bytes | None, exported: Path, tmp_path: Path
+) -> None:
+    """It transcribes by all of its files or not at all."""
+    folder = tmp_path / "onnx"
+    shutil.copytree(exported / "onnx", folder)
+    (folder / damaged).unlink()
+    if content is not None:
+        (folder / damaged).write_bytes(content)
+    (tmp_path / "one.wav").write_bytes(wav_bytes(tone(1.0)))
+    result = CliRunner().invoke(app, ["transcribe", str(tmp_path / "one.wav"), "--model", str(folder)])
+    assert result.exit_code == 1 and isinstance(result.exception, SystemExit)
+    assert str(folder) in result.stderr and result.stderr.count("\n") == 1
 
 
 def test_what_is_no_run_is_named(tmp_path: Path) -> None:

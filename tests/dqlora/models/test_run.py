@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from dqlora.data.storage import fingerprint
 from dqlora.errors import UserError
 from dqlora.models.run import base_of_run, find_model, newest_run
 from tests.conftest import ROOT
@@ -20,6 +21,7 @@ def write_run(project: Path, preset: str = "mini", student: str = STUDENT) -> Pa
     adapter = project / f"models/{preset}/adapter"
     adapter.mkdir(parents=True)
     (adapter / "run.json").write_text(json.dumps({"student": student, "quantize": "nf4"}))
+    adapter.with_name("decoder.json").write_text("{}")
     return adapter
 
 
@@ -45,7 +47,7 @@ def project(tmp_path: Path) -> Path:
         ("elsewhere", "../project/models/mini/adapter"),
         ("other", "../project/models/mini/adapter"),
         ("other", "{project}/models/mini/adapter"),
-        ("project", "../copy"),
+        ("project", "../copy/adapter"),
     ],
 )
 def test_a_run_is_found_from_any_folder(
@@ -55,15 +57,43 @@ def test_a_run_is_found_from_any_folder(
     (tmp_path / "link").symlink_to(project / "models/mini/adapter")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "other" / STUDENT).mkdir(parents=True)
-    shutil.copytree(project / "models/mini/adapter", tmp_path / "copy")
+    for name in ("adapter", "decoder.json"):
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        copy = shutil.copytree if name == "adapter" else shutil.copyfile
+        copy(project / "models/mini" / name, tmp_path / "copy" / name)
     monkeypatch.chdir(tmp_path / here)
     named = adapter.format(project=project)
     student, quantize = base_of_run(Path(named))
     assert student.resolve() == (project / STUDENT).resolve() and quantize == "nf4"
     found = Path(find_model(named))
-    assert found.samefile(named) and found.name == (Path(named).name or "adapter")
+    assert found.samefile(named) and found.with_name("decoder.json").exists()
     if here == "project" and not adapter.startswith("{"):
         assert str(student) == STUDENT  # no path of this machine goes on from here
+
+
+@pytest.mark.parametrize("name", ["gate.json", "decoder.json"])
+def test_what_was_not_copied_along_is_named_and_nothing_is_taken_in_its_place(name: str, project: Path) -> None:
+    """Without its decoder.json a run would decode greedily, as another student than was evaluated."""
+    adapter = project / "models/mini/adapter"
+    (adapter / "adapter_config.json").touch()
+    (project / "models/mini/gate.json").touch()
+    assert find_model(str(adapter)) == str(adapter)
+    adapter.with_name(name).unlink()
+    stage = f"fit_{name.partition('.')[0]}"
+    with pytest.raises(UserError, match=f"mini/{name}: no such file; run `dvc repro {stage}`, or copy it along with"):
+        find_model(str(adapter))
+
+
+def test_another_base_than_the_one_that_was_adapted_is_named(project: Path) -> None:
+    """As where a preset's `student` was changed, and the run that should adapt it has not come to training."""
+    adapter, student = project / "models/mini/adapter", project / STUDENT
+    (student / "model.safetensors").write_text("one")
+    run = {"student": STUDENT, "quantize": "nf4", "base": {"digest": fingerprint(student)}}
+    (adapter / "run.json").write_text(json.dumps(run))
+    assert base_of_run(adapter) == (student, "nf4")
+    (student / "model.safetensors").write_text("two")
+    with pytest.raises(UserError, match=r"student: not the base that .*adapter was trained on; run `dvc repro`"):
+        base_of_run(adapter)
 
 
 def test_the_newest_run_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Console
 from dqlora.errors import UserError
 from dqlora.report.compare import comparison, differences, experiments
 
+PATH = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 FOUND = {"base.clean": 0.073, "clean": 0.08, "lm.clean": 0.061, "base.noisy": 0.766, "noisy": 0.534}
 GAIN = {"gain": 0.303, "low": 0.251, "high": 0.36, "out_of_domain": -0.031}
 SAME = {"seed": 0, "models/mini/adapter": "1234", "stages/train.py": "ab", "typ": "baseline", "Created": "06:12 AM"}
@@ -143,6 +145,36 @@ def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPat
         differences("new", "other")
     with pytest.raises(UserError, match="gone: no test transcripts of it here"):
         differences("old", "gone")
+
+
+def test_what_is_not_in_the_cache_takes_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a fresh clone: a commit's dvc.lock names test transcripts that were written elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    clip = {"id": "a", "reference": "a", "distilled": "a"}
+    for name, content in files_of([clip | {"condition": condition} for condition in ("clean", "5 dB")]).items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+    Path("dvc.yaml").write_text("stages: {evaluate: {cmd: 'true', outs: [metrics/mini/test]}}")
+    commands = ("git init -q", "dvc init -q", "dvc commit -q -f", "git add .", "git commit -q -m a")
+    for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
+        monkeypatch.setenv(name, "a@b")
+    for command in commands:
+        subprocess.run(command.split(), check=True, capture_output=True, env=os.environ | {"PATH": PATH})
+    folders = [*Path(".dvc/cache/files/md5").iterdir()]
+    for folder in folders:
+        folder.rename(tmp_path / folder.name)
+    with pytest.raises(UserError, match=r"HEAD: no test transcripts of it here .* if it was run elsewhere"):
+        differences("HEAD", "workspace")
+    for folder in folders:
+        (tmp_path / folder.name).rename(folder)
+    same = "WER 0.0 % lower [no interval: fewer than 5 sentences] in workspace than in HEAD"
+    assert [line.partition(": ")[2] for line in differences("HEAD", "workspace")] == [same, same]
+
+
+def test_a_setting_in_square_brackets_is_shown_as_it_is() -> None:
+    """They are rich's marks, and a path may have them."""
+    rows = [row("one", **{"speech.path": "/data/[bold]/[/b]"}), row("other", **{"speech.path": "/data"})]
+    assert "speech.path: /data/[bold]/[/b]" in shown(rows, 300)
 
 
 def test_while_dvc_writes_an_experiment_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -350,6 +350,15 @@ def test_a_licence_stands_only_where_all_parts_allow_it(
     assert front.get("license") == licence
 
 
+def test_hot_words_of_the_run_are_said_not_to_be_in_the_lines(finished: Path) -> None:
+    paths = Paths("local")
+    assert "hot words" not in card_of(paths)
+    change(paths.decoder, hotwords=["Kowalski"])
+    change(paths.metrics / "test/record.json", decoder=decoder_settings(paths.decoder.parent))
+    card = card_of(paths)
+    assert "The run listens for hot words" in card and "Kowalski" not in card
+
+
 @pytest.mark.parametrize(("text", "licence"), [("cc-by-4.0", "apache-2.0"), ("cc-by-sa-4.0", None)])
 def test_the_language_models_text_is_a_part(finished: Path, text: str, licence: str | None) -> None:
     """Where there is some, and the model is used."""
