@@ -1,6 +1,5 @@
 """The command `dqlora`. What takes seconds to import is imported once nothing cheaper can be wrong any more."""
 
-import errno
 import json
 import os
 import re
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import typer
 
-from dqlora.errors import BadAudio, UserError, named, quieten_libraries
+from dqlora.errors import BadAudio, UserError, is_of_full_disk, named, quieten_libraries
 from dqlora.models.run import base_of_run, find_model, find_run, newest_run, read_run
 
 if TYPE_CHECKING:
@@ -266,7 +265,7 @@ def _each(names: list[str], do: Callable[[str], object]) -> list[str]:
         except BrokenPipeError:  # nobody reads on, as behind `| head -1`: the command ends
             raise
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):  # there is none for what comes after it either
+            if is_of_full_disk(error):  # there is none for what comes after it either
                 reason = "no space left to write its transcript; what came before it is written"
                 print(f"error: {name}: {reason}", file=sys.stderr)
                 raise typer.Exit(1) from None
