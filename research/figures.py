@@ -5,6 +5,7 @@ python -m research.figures
 Nothing is measured here. The line through a point is its 95 % interval, of a paired bootstrap over utterances.
 """
 
+import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -258,6 +259,40 @@ TARGETS = (  # name, colour, settings: how the results call them
 Row = tuple[str, str, str, tuple[float, float, float]]  # name, setting, colour, and the value with its interval
 
 
+def mini_settings() -> Drawing:
+    """The mini preset with one setting changed: errors in noise fewer than the base's, a dot a seed."""
+    runs = [json.loads(line) for line in (BENCHMARKS / "mini_settings_h200.jsonl").read_text().splitlines()]
+    by_settings: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        by_settings.setdefault(run["settings"], []).append(run["noisy"])
+
+    def mean(of: list[dict[str, Any]], where: str) -> float:
+        return 100 * float(np.mean([each[where] for each in of]))
+
+    order = sorted(by_settings, key=lambda name: -mean(by_settings[name], "home"))
+    bottom = 80 + 20 * len(order)
+    title = (
+        "Errors in noise fewer than the base's by settings of the mini preset, three seeds each, at home and elsewhere."
+    )
+    drawing = Drawing(WIDTH, bottom + 60, title)
+    at_home = Panel(drawing, Scale(18, 34, 290, 580), Scale(0, 1, bottom, 60))
+    elsewhere = Panel(drawing, Scale(0, 16, 610, 850), Scale(0, 1, bottom, 60))
+    for panel, where, heading in ((at_home, "home", "home"), (elsewhere, "out_of_domain", "out of domain")):
+        panel.heading(heading)
+        ticks = range(int(panel.x.low), int(panel.x.high) + 1, 4)
+        panel.x_axis({tick: f"{tick}" for tick in ticks}, "errors in noise, fewer than the base's (%)", grid=True)
+        for row, name in enumerate(order):
+            y = 76 + 20 * row
+            colour = ORANGE if name == "the default" else BLUE
+            for each in by_settings[name]:
+                drawing.dot((panel.x(100 * each[where]), y), colour, 3)
+            middle = panel.x(mean(by_settings[name], where))
+            drawing.line([(middle, y - 7), (middle, y + 7)], colour)
+            if panel is at_home:
+                drawing.text((panel.x.start - 12, y + 4), name.replace("-5", f"{MINUS}5"), "end", colour)
+    return drawing
+
+
 def targets() -> Drawing:
     """Above, each target at each weight, rank 16; below, the default against CTC only at its own rank."""
     nine, sixty = study(NINE_HOURS), study(SIXTY_HOURS)
@@ -468,7 +503,19 @@ def throughput() -> Drawing:
 
 FIGURES: dict[str, Callable[[], Drawing]] = {
     figure.__name__: figure
-    for figure in (pipeline, wer_by_snr, labels, targets, terms, noise_vs_clean, budget, settings, cpu, throughput)
+    for figure in (
+        pipeline,
+        wer_by_snr,
+        labels,
+        targets,
+        terms,
+        noise_vs_clean,
+        budget,
+        settings,
+        mini_settings,
+        cpu,
+        throughput,
+    )
 }
 
 
