@@ -210,13 +210,13 @@ def compare(
     from dqlora.report.compare import comparison, differences, experiments
 
     if two and len(two) != 2:
-        _fail(f"compare: {len(two)} names; give two, or none for a table of all")
+        _fail("compare: give two names, or none for a table of all")
     try:
         if two:
             print(*differences(*two), sep="\n")
             return
         console = Console()
-        console.print(comparison(experiments(commits), console.width))
+        console.print(comparison(*experiments(commits), console.width))
     except UserError as error:
         _fail(str(error))
 

@@ -27,12 +27,13 @@ UNFINISHED = ("Queued", "Running", "Failed")  # DVC's `State` of those that have
 ABOUT = ("rev", "typ", "Created", "parent", "State", "Executor", "Experiment")  # DVC's own columns
 
 NARROW = 100  # columns of a terminal under which the settings stand below the name
+FIRST_COLUMN = 17  # columns that are left for both in one of 80
 
 Row = dict[str, Any]  # one experiment as `dvc.api.exp_show` gives it: flat names of metrics, parameters and deps
 
 
-def experiments(commits: int = 1) -> list[Row]:
-    """The workspace, the newest `commits` and the experiments that began from them, evaluated and ended.
+def experiments(commits: int = 1) -> tuple[list[Row], int]:
+    """The workspace, the newest `commits` and the experiments that began from them and evaluated; how many did not.
 
     Raises
     ------
@@ -45,8 +46,9 @@ def experiments(commits: int = 1) -> list[Row]:
         if ".dvc/tmp/exps" in str(error):
             raise UserError("an experiment begins or ends at the moment; try again in a few seconds") from None
         raise UserError(f"no experiments here ({first_line(error)}); run this in the project's folder") from None
-    rows = [row for row in rows if row.get("State") not in UNFINISHED]
-    return [row for row in rows if row.get("typ") not in EXPERIMENT or _evaluated(row)]
+    ended = [row for row in rows if row.get("State") not in UNFINISHED]
+    evaluated = [row for row in ended if row.get("typ") not in EXPERIMENT or _evaluated(row)]
+    return evaluated, len(rows) - len(evaluated)
 
 
 def _evaluated(row: Row) -> bool:
@@ -106,13 +108,15 @@ def _tested(name: str) -> tuple[list[Row], dict[str, Any]]:
     return [json.loads(line) for line in predictions.splitlines()], json.loads(record)
 
 
-def comparison(rows: list[Row], width: int) -> Table:
+def comparison(rows: list[Row], others: int, width: int) -> Table:
     """One line an experiment that has metrics: WERs, gain and interval in %, then the settings in which it differs.
 
     The lines of a preset are compared only among experiments of that preset.
 
     Parameters
     ----------
+    others
+        experiments that are not shown.
     width
         of the terminal, in columns.
     """
@@ -123,7 +127,8 @@ def comparison(rows: list[Row], width: int) -> Table:
         pad_edge=False,
         show_edge=False,
         collapse_padding=True,
-        caption="WER in %; 95 % interval of a paired bootstrap",
+        caption="WER in %; 95 % interval of a paired bootstrap"
+        + (f"\nnot shown, queued, running or not evaluated: {others}" if others else ""),
         caption_justify="left",
     )
     beside = width >= NARROW
@@ -138,7 +143,7 @@ def comparison(rows: list[Row], width: int) -> Table:
         wer = [f"{100 * metrics[name]:.1f}" if name in metrics else "-" for name in METRICS]
         gain = f"{wer[6]} \\[{wer[7]}, {wer[8]}]"
         differing = _differing([each for each, _ in shown], row)
-        settings = [escape(f"{name.rpartition(':')[2]}: {_plain(row[name])}") for name in differing]
+        settings = [escape(_setting(name.rpartition(":")[2], row[name], beside)) for name in differing]
         systems = (f"{base}, {distilled:>4}, {lm:>4}" for base, distilled, lm in (wer[:3], wer[3:6]))
         name = row["Experiment"] or row["rev"]
         first, *last = [name, "\n".join(settings)] if beside else ["\n".join([name, *settings])]
@@ -152,6 +157,12 @@ def _differing(rows: list[Row], row: Row) -> list[str]:
         name: {str(each[name]) for each in rows if each.get(name) is not None} for name in row if _is_parameter(name)
     }
     return [name for name, found in values.items() if row[name] is not None and len(found) > 1]
+
+
+def _setting(name: str, value: Any, whole: bool) -> str:
+    """`name: value`; unless `whole` of a long one the name within its block."""
+    setting = f"{name}: {_plain(value)}"
+    return setting if whole or len(setting) <= FIRST_COLUMN else f"{name.rpartition('.')[2]}: {_plain(value)}"
 
 
 def _plain(value: Any) -> str:

@@ -107,7 +107,7 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
     scores = Scores(rows, settings.language, settings.bootstrap_draws, settings.seed)
     reductions = {
         f"{domain}{condition}": _reduction(inputs.evaluate, domain, condition)
-        for domain in ("", f"{OUT_OF_DOMAIN}.")
+        for domain in ("", f"{OUT_OF_DOMAIN}.", f"{OUT_OF_DOMAIN}.lm_")
         for condition in ("noisy", CLEAN)
     }
     conditions = scores.by("condition", noisy_only=False)

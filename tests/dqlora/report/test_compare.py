@@ -28,9 +28,9 @@ def row(name: str | None, file: str = "", **changes: Any) -> dict[str, Any]:
     return {"Experiment": name, "rev": "workspace", **SAME, **metrics, **changes}
 
 
-def shown(rows: list[dict[str, Any]], width: int = 120) -> str:
+def shown(rows: list[dict[str, Any]], width: int = 120, others: int = 0) -> str:
     console = Console(file=io.StringIO(), width=width)
-    console.print(comparison(rows, width))
+    console.print(comparison(rows, others, width))
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -54,6 +54,19 @@ def test_a_sweep_fits_a_terminal_and_names_what_it_shows() -> None:
     shown_line = "sweep-0.5 7.3, 8.0, 6.1 76.6, 53.4, - 30.3 [25.1, 36.0] -3.1 lambda_distill: 0.5"
     assert " ".join(line.split()) == shown_line
     assert "seed" not in text and "1234" not in text  # the same in all, and the hash of a dependency
+
+
+def test_what_is_not_shown_is_counted() -> None:
+    assert "not shown, queued, running or not evaluated: 2" in shown([row(None)], others=2)
+    assert "not shown" not in shown([row(None)])
+
+
+def test_a_long_name_of_a_setting_is_not_broken_on_a_narrow_terminal() -> None:
+    rows = [row(f"run-{alpha}", **{"train.wise_ft_alpha": alpha, "lora.r": 8 * alpha}) for alpha in (0.4, 1.0)]
+    text = shown(rows, 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "wise_ft_alpha: 0.4" in text and "lora.r: 8" in text
+    assert "train.wise_ft_alpha: 0.4" in shown(rows, 120)
 
 
 @pytest.mark.parametrize("width", [80, 120, 300])
@@ -108,7 +121,9 @@ def test_an_experiment_that_stopped_before_evaluate_has_no_metrics_of_its_own(
         row(state) | {"rev": same, "typ": "branch_base", "State": state} for state in ("Running", "Queued", "Failed")
     ]
     monkeypatch.setattr("dqlora.report.compare.exp_show", lambda num: rows)
-    assert [each["Experiment"] for each in experiments()] == [None, None, "whole", "same"]
+    evaluated, others = experiments()
+    assert [each["Experiment"] for each in evaluated] == [None, None, "whole", "same"]
+    assert others == 4
 
 
 def files_of(predictions: list[dict[str, Any]]) -> dict[str, str]:
