@@ -32,6 +32,7 @@ FEW = 10  # clips
 JOINED_SECONDS = 15  # up to which stretches of speech between pauses make one clip, as in read-speech corpora
 LONGER_SECONDS = 0.25  # than its row says a recording may be: decoders pad, people round
 EMPTY = "empty transcript"
+NO_FILE = "no such file"  # as `read_audio` says it
 TOO_FEW_FOR = {"validation": "stop training by, and to set the gate by", "test": "tell how good the student is"}
 
 
@@ -192,6 +193,10 @@ def no_usable_clip(name: str, path: str, split: str, rejected: Rejected) -> User
     why = "it has no rows; give it some, or remove its table"
     if reasons:
         why = f"all {len(reasons)} were rejected, the first: {reasons[0]}"
+        if reasons[0] == NO_FILE:
+            why += (
+                "; a table names recordings by their paths from its own folder, or from clips/, wavs/ or audio/ in it"
+            )
     elif split == "validation":
         why += ", and a tenth of train becomes it"
     return UserError(f"{name}: {path}: no usable clip in {split}: {why}")

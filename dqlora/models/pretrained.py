@@ -208,7 +208,7 @@ def _settings(model: Snapshot | _Folder, source: str, kind: str, what: str) -> t
     folder = model.fetch(CONFIG_FILES)
     config = _read_json(folder / "config.json", source)
     if (found := config.get("model_type")) != kind:
-        raise UserError(f"{source}: a {found} model; the {what}")
+        raise UserError(f"{source}: {f'a {found} model' if found else 'config.json names no model_type'}; the {what}")
     if config.get("quantization_config"):
         raise UserError(f"{source}: its weights are quantised; name the checkpoint that they were made of")
     for name in CONFIG_FILES:

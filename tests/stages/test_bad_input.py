@@ -134,7 +134,10 @@ def test_a_folder_without_splits_is_split_by_sentence(local: Path, tmp_path: Pat
         (lambda folder: (folder / "test/metadata.csv").write_text(""), "needs a header file_name,transcription"),
         (lambda folder: (folder / "test/metadata.csv").write_text("a,b\n1,2\n"), "needs a header"),
         (lambda folder: (folder / "test/metadata.csv").write_bytes(b"file_name,transcription\n\xff\xfe,x\n"), "UTF-8"),
-        (lambda folder: [file.unlink() for file in folder.glob("test/*.wav")], "no usable clip in test"),
+        (
+            lambda folder: [file.unlink() for file in folder.glob("test/*.wav")],
+            "no such file; a table names recordings",
+        ),
     ],
     ids=["no folder", "a file", "no test", "empty", "columns", "encoding", "no audio"],
 )

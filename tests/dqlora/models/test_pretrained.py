@@ -332,6 +332,7 @@ def vocabulary(change: Callable[[dict[str, object]], object]) -> Callable[[Path]
         (write("tokenizer_config.json", '{"pad_token": "<pa'), "its tokenizer cannot be loaded .*; fetch it again"),
         (drop("vocab.json"), r"vocab\.json: no such file; .*student names no complete.*folder: fetch"),
         (lambda folder: edit_config(folder, model_type="hubert"), "a hubert model; the student must be a wav2vec2"),
+        (lambda folder: edit_config(folder, model_type=None), "names no model_type; the student must be a wav2vec2"),
         (lambda folder: edit_config(folder, pad_token_id=3), "the blank .*<pad>, is not config.json's pad_token_id 3"),
         (vocabulary(lambda letters: letters.pop("|")), r"lacks the word delimiter \|"),
         (vocabulary(lambda letters: letters.pop("<pad>")), "blank"),
