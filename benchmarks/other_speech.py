@@ -23,6 +23,7 @@ from dqlora.data.storage import write_json
 from dqlora.device import default_device, map_on_cores
 from dqlora.errors import quieten_libraries, run_stage
 from dqlora.evaluation.metrics import score, wer_reductions
+from dqlora.evaluation.results import in_words
 from dqlora.models.decoding import greedy
 from dqlora.models.run import base_of_run, newest_run
 from dqlora.models.wav2vec2 import EncoderCTC, load_student
@@ -102,9 +103,7 @@ def main(
         }
         found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in names} | reductions
         cells = [" → ".join(f"{100 * errors[name][at].wer:.1f}" for name in names) for at in CONDITIONS]
-        for reduction in reductions.values():
-            low, high = 100 * reduction["ci_low"], 100 * reduction["ci_high"]
-            cells.append(f"{100 * reduction['relative']:.1f} % [{low:.1f}, {high:.1f}]")
+        cells += map(in_words, reductions.values())
         print(f"| {folder} | {' | '.join(cells)} |", flush=True)
     if output:
         write_json(output, found)

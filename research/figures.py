@@ -30,7 +30,7 @@ from research.study.table import (
     wer,
 )
 from research.study.variants import ALPHAS, BASE, CTC, at_alpha, gated
-from research.svg import BLUE, GREEN, INK, MONO, ORANGE, PURPLE, Drawing, Panel, Scale
+from research.svg import BLUE, GREEN, INK, MONO, ORANGE, PURPLE, Drawing, Panel, Point, Scale
 
 OUTPUT = Path("docs/figures")
 METRICS = Path("metrics/mini/evaluate.json")
@@ -449,21 +449,31 @@ def budget() -> Drawing:
 
 
 def cpu() -> Drawing:
-    """RTF against WER on one core."""
-    drawing = Drawing(WIDTH, 330, "Real-time factor against WER on one CPU core, and peak memory.")
+    """RTF against WER on one core, clean and in noise."""
+    drawing = Drawing(WIDTH, 460, "Real-time factor against WER on one CPU core, clean and in noise, and peak memory.")
     table = read_json(BENCHMARKS / "cpu.json", "run `python -m benchmarks.cpu --output benchmarks/results/cpu.json`")
-    panel = Panel(drawing, Scale(0.002, 0.2, 60, 640, log=True), Scale(0, 20, 280, 50))
-    panel.y_axis(range(0, 21, 5), "WER on clean speech (%)")
-    ticks = {rtf: f"{rtf:g}" for rtf in (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2)}
-    panel.x_axis(ticks, "RTF: seconds of computing per second of audio, one core")
-    places = {"base, float32": ((-6, 22), "start"), "distilled, ONNX int8": ((-12, 4), "end")}  # of labels
-    for name, row in table.items():
-        colour = GREEN if "whisper" in name else INK if name.startswith("base") else BLUE
-        x, y = panel.at(row["rtf"], 100 * row["wer"])
-        drawing.dot((x, y), colour, 6)
-        (right, down), anchor = places.get(name, ((12, 4), "start"))
-        drawing.text((x + right, y + down), f"{name}, {row['peak_rss_mb']:.0f} MB", anchor, colour)
+    ticks = {rtf: f"{rtf:g}" for rtf in (0.03, 0.05, 0.1, 0.2, 0.4)}
+    for condition, heading, left in (("clean", "clean speech", 50), ("noisy", "noise at 10 dB", 480)):
+        panel = Panel(drawing, Scale(0.03, 0.5, left, left + 350, log=True), Scale(0, 70, 280, 60))
+        panel.heading(heading)
+        panel.y_axis(range(0, 71, 10), "WER (%)")
+        panel.x_axis(ticks, "RTF: seconds of computing per second of audio")
+        for at, (name, row) in enumerate(table.items()):
+            _numbered_dot(drawing, panel.at(row["rtf"][condition], 100 * row["wer"][condition]), at, name)
+    for at, (name, row) in enumerate(table.items()):
+        x, y = 50 + 430 * (at % 2), 350 + 26 * (at // 2)
+        _numbered_dot(drawing, (x, y), at, name)
+        drawing.text((x + 16, y + 4), f"{name}, {row['peak_rss_mb']:.0f} MB", colour=_colour_of_form(name))
     return drawing
+
+
+def _numbered_dot(drawing: Drawing, at: Point, index: int, form: str) -> None:
+    drawing.dot(at, _colour_of_form(form), 9)
+    drawing.text((at[0], at[1] + 4), f"{index + 1}", "middle", "white", font_size=12)
+
+
+def _colour_of_form(name: str) -> str:
+    return GREEN if "whisper" in name else INK if name.startswith("base") else BLUE
 
 
 BARS = {  # heading: rows of label, colour, file and row of the results
