@@ -214,7 +214,10 @@ def test_a_handful_of_clips_is_enough(tmp_path: Path, clean: Path, clips: int) -
             "file_name,transcription\n",
             r"no usable clip in validation: it has no rows; give it some, or remove its table",
         ),
-        ("file_name,transcription\na.wav,hello\nb.wav,bye\n", r"all 2 were rejected, the first: no such file$"),
+        (
+            "file_name,transcription\na.wav,hello\nb.wav,bye\n",
+            r"all 2 were rejected, the first: no such file; a table names",
+        ),
     ],
 )
 def test_a_split_without_clips_says_why(speech: Path, clean: Path, rows: str, message: str) -> None:

@@ -198,7 +198,7 @@ def test_labels_of_the_teacher_are_counted_and_ten_of_each_are_shown(run: Paths)
     text = shown(html)
     assert "Transcripts by Whisper" in text and "counted against Whisper" not in text
     assert "train 0.0 min 0 clips 14.0 min 14 clips 2.0 min 2 clips no speech (2)" in text
-    assert "10 labels that were kept" in text and "2 labels that were rejected" in text
+    assert "10 labels kept" in text and "2 labels rejected" in text
     assert "Rejected: no speech: 0.9, over 0.6. Log-probability −0.25, no speech 10.0 %" in text
     assert "words <15>" in text and "words <15>" not in html
     assert html.count('<audio controls preload="none"') == 12

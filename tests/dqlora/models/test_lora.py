@@ -105,7 +105,7 @@ def test_a_damaged_adapter_is_named(student_folder: Path, tmp_path: Path, name: 
     if kept is not None:
         (tmp_path / name).write_bytes(content[: int(kept * len(content))])
     with pytest.raises(
-        UserError, match=r"cannot be loaded as an adapter \(.*; run `dvc repro train`, or copy"
+        UserError, match=r"cannot be loaded as an adapter of its base \(.*; run `dvc repro train`, or copy"
     ) as raised:
         add_trained_lora(load_student(student_folder, "none", CPU), tmp_path)
     assert str(raised.value).startswith(str(tmp_path)) and "\n" not in str(raised.value)

@@ -329,7 +329,6 @@ def vocabulary(change: Callable[[dict[str, object]], object]) -> Callable[[Path]
             write("config.json", "{"),
             r"config\.json: cannot be read as JSON .*; .*student names no complete.*folder: fetch",
         ),
-        (write("tokenizer_config.json", '{"pad_token": "<pa'), "its tokenizer cannot be loaded .*; fetch it again"),
         (drop("vocab.json"), r"vocab\.json: no such file; .*student names no complete.*folder: fetch"),
         (lambda folder: edit_config(folder, model_type="hubert"), "a hubert model; the student must be a wav2vec2"),
         (lambda folder: edit_config(folder, model_type=None), "names no model_type; the student must be a wav2vec2"),
