@@ -21,7 +21,7 @@ from dqlora.evaluation.results import Estimate, Scores, in_words
 from dqlora.models.decoding import decoder_settings
 from dqlora.models.export import PROCESSOR, decode_lines, save_decoder, save_processor
 from dqlora.models.gate import entropy_threshold
-from dqlora.models.run import RUN, read_run
+from dqlora.models.run import RUN, base_of_run, read_run
 from dqlora.models.wav2vec2 import NOT_QUANTISED
 from dqlora.report.licence import UNKNOWN, adapter_licence
 
@@ -40,8 +40,7 @@ def recorded_run(paths: Paths) -> dict[str, Any]:
     run = read_run(paths.adapter)
     if missing := sorted(RECORDED - run.keys()):
         raise UserError(f"{paths.adapter / RUN}: does not say of its run: {', '.join(missing)}; {rerun('train')}")
-    if fingerprint(paths.student) != run["base"]["digest"]:
-        raise UserError(f"{paths.student}: not the base that {paths.adapter} was trained on; run `dvc repro`")
+    base_of_run(paths.adapter)
     return run
 
 

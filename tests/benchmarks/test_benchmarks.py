@@ -1,7 +1,6 @@
 """The benchmarks run where there is no GPU, at a small size; what they measure is not tested."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 import yaml
 
 from benchmarks.experiment import prepare, print_table, run_one, write_tree
 from benchmarks.scaling import CLIP, write_corpus
-from dqlora.config import Lora
 from dqlora.data.audio import SAMPLE_RATE
-from dqlora.data.storage import RaggedArray, RaggedArrayWriter, write_json
+from dqlora.data.storage import RaggedArray, RaggedArrayWriter
 from dqlora.errors import UserError
-from dqlora.models.lora import add_lora
-from dqlora.models.wav2vec2 import load_student
 from tests.conftest import ROOT, tone, write_audiofolder, write_noise
+from tests.dqlora.test_cli import run_with_adapter
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -79,13 +75,7 @@ def test_transcription_of_clips_and_of_all_joined(tmp_path: Path) -> None:
 
 
 def test_an_adapter_that_changes_nothing_gains_nothing_elsewhere(tmp_path: Path, student_folder: Path) -> None:
-    student, adapter = tmp_path / "models/mini/pretrained/student", tmp_path / "models/mini/adapter"
-    shutil.copytree(student_folder, student)
-    lora = Lora(r=2, alpha=2, dropout=0.0, target_modules=["q_proj"])
-    add_lora(load_student(student, "none", torch.device("cpu")), lora, seed=0).save_pretrained(adapter)
-    write_json(adapter / "run.json", {"student": "models/mini/pretrained/student", "quantize": "none"})
-    write_json(adapter.with_name("gate.json"), {"entropy_threshold": None})
-    write_json(adapter.with_name("decoder.json"), {})
+    adapter = run_with_adapter(tmp_path, student_folder)
     speech = write_audiofolder(
         tmp_path / "speech", [f"sentence number {word}" for word in ("one", "two", "three", "four", "five")]
     )
