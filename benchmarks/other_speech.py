@@ -101,10 +101,11 @@ def main(
             for before, after in compared
             for kind, reduction in wer_reductions(errors[before], errors[after], BOOTSTRAP, 0).items()
         }
-        found[str(folder)] = {name: {at: one.wer for at, one in errors[name].items()} for name in names} | reductions
+        corpus = f"{folder.parent.name}/{folder.name}"
+        found[corpus] = {name: {at: one.wer for at, one in errors[name].items()} for name in names} | reductions
         cells = [" → ".join(f"{100 * errors[name][at].wer:.1f}" for name in names) for at in CONDITIONS]
         cells += map(in_words, reductions.values())
-        print(f"| {folder} | {' | '.join(cells)} |", flush=True)
+        print(f"| {corpus} | {' | '.join(cells)} |", flush=True)
     if output:
         write_json(output, found)
 

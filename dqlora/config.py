@@ -69,11 +69,23 @@ class Student(Block):
         return self
 
 
+# the linear layers of wav2vec 2.0, by the last part of their names in transformers
+LINEAR_LAYERS = (
+    "q_proj", "k_proj", "v_proj", "out_proj", "intermediate_dense", "output_dense", "projection", "lm_head",
+)  # fmt: skip
+
+
+def _linear_layer(value: Any) -> Any:
+    if isinstance(value, str) and value.rpartition(".")[-1] not in LINEAR_LAYERS:
+        raise ValueError(f"should be the end of a linear layer's name: one of {', '.join(LINEAR_LAYERS)}")
+    return value
+
+
 class Lora(Block):
     r: Annotated[int, Field(ge=1, le=256)]
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     dropout: Ratio
-    target_modules: list[str] = Field(min_length=1)
+    target_modules: list[Annotated[str, BeforeValidator(_linear_layer)]] = Field(min_length=1)
 
 
 class Distill(Block):

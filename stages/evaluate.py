@@ -99,17 +99,20 @@ def summary_of(metrics: dict[str, Any]) -> dict[str, Any]:
     and one parameter.
     """
 
+    def rounded(ratio: float) -> float:  # as :.1% writes it
+        return float(f"{100 * ratio:.1f}e-2")
+
     def wers(system: str) -> dict[str, float]:
-        return {condition: round(metrics[system][condition]["wer"], 3) for condition in ("clean", "noisy")}
+        return {condition: rounded(metrics[system][condition]["wer"]) for condition in ("clean", "noisy")}
 
     gain = metrics["wer_reduction"]["noisy"]
     summary = {"base": wers("base"), **wers("distilled")}
     short = {"relative": "gain", "ci_low": "low", "ci_high": "high"}
-    summary |= {short[name]: round(value, 3) for name, value in gain.items()}
+    summary |= {short[name]: rounded(value) for name, value in gain.items()}
     if "distilled_lm" in metrics:
         summary["lm"] = wers("distilled_lm")
     if OUT_OF_DOMAIN in metrics:
-        summary[OUT_OF_DOMAIN] = round(metrics[OUT_OF_DOMAIN]["wer_reduction"]["noisy"]["relative"], 3)
+        summary[OUT_OF_DOMAIN] = rounded(metrics[OUT_OF_DOMAIN]["wer_reduction"]["noisy"]["relative"])
     return summary
 
 

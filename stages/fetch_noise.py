@@ -1,6 +1,8 @@
 """Fetch noise recordings: data/<preset>/noise/{train,test,out_of_domain}, 16 kHz mono, no recording in two."""
 
 import hashlib
+import re
+import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from dqlora.data.noise import (
 )
 from dqlora.data.origin import common_address, write_origin
 from dqlora.data.storage import RaggedArray, RaggedArrayWriter, atomic_directory
+from dqlora.data.tables import TEXT_COLUMNS
 from dqlora.errors import Rejected, UserError, named, run_stage
 from dqlora.progress import ProgressBar
 
@@ -117,6 +120,20 @@ def check_is_not_speech(noise: str, speech: str) -> None:
         )
 
 
+def warn_of_transcripts(folder: Path, names: list[str]) -> None:
+    """Warn if one of the folder's other files is a table of transcripts: what lies there may be speech."""
+    for name in names:
+        if name.endswith((".csv", ".tsv")):
+            with (folder / name).open(encoding="utf-8", errors="replace") as table:
+                columns = re.findall(r"\w+", table.readline().lower())
+            if set(TEXT_COLUMNS) & set(columns):
+                print(
+                    f"warning: noise.path: {folder}: {name} holds transcripts; if these are recordings of speech, name "
+                    "a folder of noise instead",
+                    file=sys.stderr,
+                )
+
+
 def main() -> None:
     params = load_params()
     preset, paths = load_preset(params.preset), Paths(params.preset)
@@ -127,7 +144,9 @@ def main() -> None:
     contents: dict[str, str] = {}
     found = find_recordings(source, params.seed) if source else {}
     if source:
-        tell_unused("by their names no recordings", unused_files(source))
+        unused = unused_files(source)
+        tell_unused("by their names no recordings", unused)
+        warn_of_transcripts(source, unused)
         tell_unused("in neither of the splits train and test", outside_splits(source))
     with atomic_directory(paths.noise) as out:
         writer = partial(write_split, out=out, contents=contents, rejected=rejected)

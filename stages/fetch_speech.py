@@ -53,7 +53,7 @@ class Splits:
     language: str
     vocabulary: Vocabulary
     rejected: Rejected = field(default_factory=Rejected)
-    sentences: set[str] = field(default_factory=set)
+    sentences: dict[str, str] = field(default_factory=dict)  # and the splits that they stand in
     files: dict[str, str] = field(default_factory=dict)  # and the clips that they became
 
 
@@ -121,7 +121,7 @@ def write_split(
                 sentences.add(text)
             if written == wanted:
                 break
-    splits.sentences |= sentences
+    splits.sentences |= dict.fromkeys(sentences, split)
     return Written(written, without, samples_written / SAMPLE_RATE / 60)
 
 
@@ -142,7 +142,7 @@ def fitting_text(transcript: str, splits: Splits) -> str:
         raise BadText(EMPTY)
     text = splits.vocabulary.fit(spell_out(transcript, splits.language))
     if text in splits.sentences:
-        raise BadText("its sentence stands in another split too")
+        raise BadText(f"its sentence stands in {splits.sentences[text]} too")
     return text
 
 

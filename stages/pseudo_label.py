@@ -5,7 +5,7 @@ transcribed.
 """
 
 import json
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,16 +83,19 @@ def measure(clips: RaggedArray, names: list[str], listen: Listen, batch_size: in
 
 
 def label(
-    name: str, found: Measures, settings: PseudoLabel, language: str, vocabulary: Vocabulary, held_out: set[str]
+    name: str, found: Measures, settings: PseudoLabel, language: str, vocabulary: Vocabulary, held_out: dict[str, str]
 ) -> dict[str, Any]:
-    """A line of the output: the transcript, its text in the student's letters, what it was judged by, and how."""
+    """A line of the output: the transcript, its text in the student's letters, what it was judged by, and how.
+
+    `held_out` are the sentences of the other splits, and which it is.
+    """
     text, reason = "", why_rejected(found, settings, language)
     try:
         text = vocabulary.fit(spell_out(found.transcript, language))
     except BadText as problem:
         reason = reason or str(problem)
     if not reason and text in held_out:
-        reason = "its sentence stands in another split too"
+        reason = f"its sentence stands in {held_out[text]} too"
     disagreement = found.disagreement(language)
     return {
         "id": name,
@@ -150,13 +153,13 @@ def main() -> None:
     paths = Paths(params.preset)
     vocabulary = Vocabulary.load(paths.student / "vocab.json")
     splits = {split: RaggedArray(paths.clean / split) for split in (*SPLITS, OUT_OF_DOMAIN)}
-    spoken = {split: {item["text"] for item in clips.items if item["text"]} for split, clips in splits.items()}
+    spoken = {split: {item["text"]: split for item in clips.items if item["text"]} for split, clips in splits.items()}
     lacking = {split: without_transcript(splits[split]) for split in SPLITS}
     listen = make_listener(paths, language, settings.second) if any(lacking.values()) else None
     rejected, metrics = Rejected(), {}
     with atomic_directory(paths.pseudo_labels) as folder:
         for split, names in lacking.items():
-            held_out = set().union(*(texts for other, texts in spoken.items() if other != split))
+            held_out = dict(ChainMap(*(texts for other, texts in spoken.items() if other != split)))
             labels = []
             if names and listen:
                 found = measured(paths, split, names, listen, language, settings.second)
@@ -165,7 +168,7 @@ def main() -> None:
             lines = "\n".join(json.dumps(line, ensure_ascii=False) for line in labels)
             (folder / f"{split}.jsonl").write_text(lines + "\n", encoding="utf-8")  # DVC warns of an empty file
             metrics[split] = counts(splits[split], labels)
-            spoken[split] |= {line["text"] for line in labels if line["kept"]}
+            spoken[split] |= {line["text"]: split for line in labels if line["kept"]}
             for line in labels:
                 if not line["kept"]:
                     rejected.add(split, line["id"], line["reason"])

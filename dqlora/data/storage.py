@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from dqlora.errors import UserError, first_line
 
-NAMED = 40  # letters of an output's name in that of what is not whole yet: a name of 255 bytes has no room for more
+LETTERS_OF_NAME = 40  # of an output's, in that of what is not whole yet: a name of 255 bytes has no room for more
 
 
 @contextmanager
@@ -80,9 +80,12 @@ def rerun(stage: str) -> str:
     return f"run `dvc repro {stage}`"
 
 
-def read_json(path: Path, way_out: str) -> Any:
-    """Raises UserError, which names the way out, if the file is missing or damaged."""
-    return _read(path, way_out, json.loads)
+def read_json(path: Path, way_out: str, needs: Sequence[str] = ()) -> Any:
+    """Raises UserError, which names the way out, if the file is missing, damaged or lacks a key that it `needs`."""
+    value = _read(path, way_out, json.loads)
+    if needs and not (isinstance(value, dict) and value.keys() >= set(needs)):
+        raise UserError(f"{path}: has no {' and '.join(needs)}; {way_out}")
+    return value
 
 
 def read_jsonl(path: Path, way_out: str) -> list[dict[str, Any]]:
@@ -123,7 +126,7 @@ def loaded_sources() -> list[Path]:
 def _temporary(output: Path) -> Path:
     """A name beside `output` that is this process' own; what killed processes left under theirs is removed."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name[:NAMED]}.tmp-"
+    prefix = f".{output.name[:LETTERS_OF_NAME]}.tmp-"
     for left in output.parent.glob(f"{glob.escape(prefix)}*"):
         if not _is_alive(int(left.name.removeprefix(prefix))):
             shutil.rmtree(left) if left.is_dir() else left.unlink()

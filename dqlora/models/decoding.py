@@ -153,7 +153,7 @@ class HotWords:
 def decoder_settings(folder: Path) -> dict[str, Any]:
     """What a folder's decoder.json says; greedy where there is none."""
     path = folder / DECODER
-    return GREEDY | (read_json(path, rerun("fit_decoder")) if path.exists() else {})
+    return GREEDY | (read_json(path, rerun("fit_decoder"), ["method"]) if path.exists() else {})
 
 
 def load_decoder(folder: Path, vocabulary: Vocabulary, hotwords: Sequence[str] = ()) -> Decoder:

@@ -34,7 +34,8 @@ nothing of the project that made it.{notes}
 
 ## merged/, for transformers
 
-`pip install transformers torch soundfile{decoder}`
+`pip install transformers torch soundfile{decoder}` (on Linux this torch brings 2 GB of CUDA; without a GPU take its CPU
+build, pytorch.org)
 
 ```python
 import json

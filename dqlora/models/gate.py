@@ -80,9 +80,9 @@ def entropy_threshold(adapter: Path) -> float | None:
     """
     if not (adapter / "adapter_config.json").exists():
         return None
-    return read_json(
-        adapter.with_name("gate.json"), f"{rerun('fit_gate')}, or copy it along with the adapter's folder"
-    )["entropy_threshold"]
+    way_out = f"{rerun('fit_gate')}, or copy it along with the adapter's folder"
+    gate: dict[str, float | None] = read_json(adapter.with_name("gate.json"), way_out, ["entropy_threshold"])
+    return gate["entropy_threshold"]
 
 
 def load_distilled(student: Path, adapter: Path, quantize: str, device: torch.device) -> EncoderCTC:

@@ -26,7 +26,7 @@ def read_run(adapter: Path) -> dict[str, Any]:
         raise UserError(f"{adapter}: no trained adapter; run `dvc repro`, or name a run's adapter folder")
     from dqlora.data.storage import read_json, rerun
 
-    return read_json(adapter / RUN, rerun("train"))
+    return read_json(adapter / RUN, rerun("train"), ["student", "quantize"])
 
 
 def base_of_run(adapter: Path) -> tuple[Path, str]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from markupsafe import Markup
 
@@ -12,6 +13,8 @@ from dqlora.report.templates import MINUS, number
 
 WIDTH = 400  # user units of every chart; the page scales it to its column
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 30, 46  # margins around the plotted area
+AROUND = ((0, -13), (-13, 0), (13, 0))  # where the letter of a mark may stand, the first that is free
+LETTER = 12  # what it needs around it
 MARKERS = {
     "base": '<circle class="mark base" cx="{0:.1f}" cy="{1:.1f}" r="4.5"/>',
     "distilled": '<rect class="mark distilled" x="{0:.1f}" y="{1:.1f}" width="9" height="9" '
@@ -105,26 +108,38 @@ def cost_chart(forms: Sequence[Form]) -> Markup:
     """WER against RTF, which is logarithmic: each form a line from its WER on clean speech up to that in noise."""
     height = 290
     top = _top([Estimate(wer) for form in forms for wer in form.wer.values()])
-    ends = [form.rtf for form in forms]
-    first, last = math.floor(math.log10(min(ends) / 1.2)), math.ceil(math.log10(max(ends) * 1.2))
+    first, last = min(form.rtf for form in forms) / 1.3, max(form.rtf for form in forms) * 1.3
 
     def across(rtf: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (math.log10(rtf) - first) / (last - first)
+        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(rtf / first) / math.log(last / first)
 
     parts = _vertical_axis(height, top, "WER (%)", 100)
-    for power in range(first, last + 1):
-        parts.append(_line([(across(10**power), TOP), (across(10**power), height - BOTTOM)], "grid"))
-        parts.append(_text(across(10**power), height - BOTTOM + 18, f"{10.0**power:g}", "middle"))
+    powers = range(math.floor(math.log10(first)), math.ceil(math.log10(last)))
+    for rtf in (float(f"{step}e{power}") for power in powers for step in (1, 2, 5)):
+        if first <= rtf <= last:
+            parts.append(_line([(across(rtf), TOP), (across(rtf), height - BOTTOM)], "grid"))
+            parts.append(_text(across(rtf), height - BOTTOM + 18, f"{rtf:g}", "middle"))
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, height - 8, "RTF on one core", "middle"))
-    for form in forms:
-        x, clean, noisy = across(form.rtf), _up(form.wer[CLEAN], top, height), _up(form.wer["noisy"], top, height)
+    places = [
+        (form, across(form.rtf), _up(form.wer[CLEAN], top, height), _up(form.wer["noisy"], top, height))
+        for form in forms
+    ]
+    taken = [(x, y) for _, x, clean, noisy in places for y in (clean, noisy)]
+    for form, x, clean, noisy in places:
         parts.append(_line([(x, clean), (x, noisy)], f"{form.system} whisker"))
         parts.append(Markup('<circle class="mark {}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(form.system, x, clean))
         parts.append(_marker(form.system, x, noisy))
-        parts.append(_text(x, noisy - 9, form.letter, "middle", "label strong"))
+        letter = max(((x + right, noisy + down) for right, down in AROUND), key=partial(_room, taken=taken))
+        taken.append(letter)
+        parts.append(_text(letter[0], letter[1] + 4, form.letter, "middle", "label strong"))
     return _svg(
         height, "Word error rate, clean and noisy, against the real-time factor; the table has the numbers.", parts
     )
+
+
+def _room(place: tuple[float, float], taken: list[tuple[float, float]]) -> float:
+    """How far the nearest of the taken places is, no more than LETTER."""
+    return min(LETTER, *(math.dist(place, other) for other in taken))
 
 
 def curve_chart(curve: Curve, label: str, colour: str, best_step: float | None, scale: float = 1) -> Markup | None:

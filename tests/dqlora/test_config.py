@@ -165,6 +165,13 @@ def test_hot_words_are_what_stands_between_commas(tmp_path: Path, written: objec
     assert load_params(changed(tmp_path, "decode.hotwords", written)).decode.hotwords == read
 
 
+@pytest.mark.parametrize("target", ["q_proj", "attention.q_proj", "layers.3.feed_forward.output_dense"])
+def test_lora_targets_are_ends_of_linear_layers_names(target: str, tmp_path: Path) -> None:
+    assert load_params(changed(tmp_path, "lora.target_modules", [target])).lora.target_modules == [target]
+    with pytest.raises(UserError, match=r"lora\.target_modules\.0: should be .* one of q_proj, .*\(got '.*x'"):
+        load_params(changed(tmp_path, "lora.target_modules", [target + "x"]))
+
+
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_batch_and_an_update_are_finite(tmp_path: Path, value: float) -> None:
     with pytest.raises(UserError, match=r"lora\.alpha: Input should be"):

@@ -109,7 +109,7 @@ def test_two_clips_of_one_name_and_a_sentence_in_two_splits(local: Path, speech:
     fetch_speech.main()
     assert rejected(local / "data/local/clean") == {
         "train/train-0.wav": "a second clip of this name",
-        "train/leak.wav": "its sentence stands in another split too",
+        "train/leak.wav": "its sentence stands in test too",
     }
 
 

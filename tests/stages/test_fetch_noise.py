@@ -1,5 +1,6 @@
 import functools
 import http.server
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -159,6 +160,19 @@ def test_what_is_not_used_is_counted_and_named(local: Path, tmp_path: Path, caps
     assert "train/phone.m4a: not readable as audio" in told
     assert "not used, by their names no recordings: 1 (train/memo.xyz)" in told
     assert "not used, in neither of the splits train and test: 1 (loose.wav)" in told
+
+
+def test_recordings_with_transcripts_are_doubted(
+    local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Read speech taken for noise teaches the student not to hear speech."""
+    folder = write_noise(tmp_path / "noise")
+    (folder / "classes.csv").write_text("file_name,class\ntrain/a.wav,fan\n")
+    fetch_noise.main()
+    assert "warning" not in capsys.readouterr().err
+    (folder / "train/metadata.csv").write_text("file_name,transcription\na.wav,hello\n")
+    fetch_noise.main()
+    assert re.search(r"warning: noise\.path: .*: train/metadata\.csv holds transcripts; ", capsys.readouterr().err)
 
 
 def test_noise_out_of_domain_is_every_recording_of_its_folder_and_none_of_training(local: Path, tmp_path: Path) -> None:

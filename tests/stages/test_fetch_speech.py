@@ -281,7 +281,7 @@ def test_speech_out_of_domain_is_another_corpus_and_shares_no_sentence(
     set_preset(clean.parents[2], out_of_domain__speech=other.parent)
     fetch_speech.main()
     assert set(texts(clean, "out_of_domain").values()) == {"TURN IT OFF", "OPEN THE DOOR"}
-    assert rejected(clean) == {"out_of_domain/test-1.wav": "its sentence stands in another split too"}
+    assert rejected(clean) == {"out_of_domain/test-1.wav": "its sentence stands in train too"}
     assert read_json(clean / "out_of_domain/origin.json", "")["source"] == "own recordings (other)"
     assert len(texts(clean, "train")) == 4
 

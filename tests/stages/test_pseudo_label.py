@@ -77,7 +77,7 @@ def test_what_is_kept_and_what_is_rejected(paths: Paths, heard: list[str]) -> No
     }  # fmt: skip
     assert rejected(paths) == {
         "train/hum": "listed hallucination: Thank you.",
-        "train/leak": "its sentence stands in another split too",
+        "train/leak": "its sentence stands in test too",
         "train/russian": "letters outside the student's vocabulary: В Е И П Р Т",
         "train/unsure": "low log-probability: -2.00, under -1",
     }
@@ -143,7 +143,7 @@ def test_without_human_transcripts_the_test_is_labelled_too(paths: Paths, heard:
     pseudo_label.main()
     [item] = labelled(paths, "test").items
     assert (item["transcript"], item["labelled_by"]) == ("He said twenty-one.", "teacher")
-    assert rejected(paths)["train/good"] == "its sentence stands in another split too"
+    assert rejected(paths)["train/good"] == "its sentence stands in test too"
 
 
 KILLED = """

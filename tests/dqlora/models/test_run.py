@@ -11,7 +11,9 @@ import pytest
 
 from dqlora.data.storage import fingerprint
 from dqlora.errors import UserError
-from dqlora.models.run import base_of_run, find_model, newest_run
+from dqlora.models.decoding import decoder_settings
+from dqlora.models.gate import entropy_threshold
+from dqlora.models.run import base_of_run, find_model, newest_run, read_run
 from tests.conftest import ROOT
 
 STUDENT = "models/mini/pretrained/student"
@@ -82,6 +84,20 @@ def test_what_was_not_copied_along_is_named_and_nothing_is_taken_in_its_place(na
     stage = f"fit_{name.partition('.')[0]}"
     with pytest.raises(UserError, match=f"mini/{name}: no such file; run `dvc repro {stage}`, or copy it along with"):
         find_model(str(adapter))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null"])
+def test_what_is_of_another_kind_is_named(content: str, project: Path) -> None:
+    adapter = project / "models/mini/adapter"
+    (adapter / "adapter_config.json").touch()
+    for name in ("adapter/run.json", "gate.json", "decoder.json"):
+        (project / "models/mini" / name).write_text(content)
+    with pytest.raises(UserError, match=r"run\.json: has no student and quantize; run `dvc repro train`"):
+        read_run(adapter)
+    with pytest.raises(UserError, match=r"gate\.json: has no entropy_threshold; run `dvc repro fit_gate`"):
+        entropy_threshold(adapter)
+    with pytest.raises(UserError, match=r"decoder\.json: has no method; run `dvc repro fit_decoder`"):
+        decoder_settings(adapter.parent)
 
 
 def test_another_base_than_the_one_that_was_adapted_is_named(project: Path) -> None:
