@@ -151,7 +151,7 @@ def export(
 
         quieten_libraries()
         output.mkdir(parents=True, exist_ok=True)
-        with _working(f"exporting {adapter}"), atomic_directory(output / ".new") as folder:
+        with _working(f"exporting {adapter}", minutes=True), atomic_directory(output / ".new") as folder:
             write_exports(student, adapter, quantize, folder)
         for made in (output / ".new").iterdir():  # in place of an earlier export; nothing else in the folder is touched
             if (output / made.name).is_dir():
@@ -221,11 +221,14 @@ def compare(
         _fail(str(error))
 
 
-def _working(what: str) -> AbstractContextManager[Any]:
-    """Says what is done for as long as it takes, on a terminal."""
+def _working(what: str, minutes: bool = False) -> AbstractContextManager[Any]:
+    """Says what is done for as long as it takes, on a terminal; once in a log, if it may take `minutes`."""
     from rich.console import Console
 
-    return Console(stderr=True).status(what)
+    console = Console(stderr=True)
+    if minutes and not console.is_terminal:
+        console.print(f"{what}; this may take minutes", highlight=False)
+    return console.status(what)
 
 
 def _hot_words(words: list[str] | None, file: Path | None) -> list[str]:

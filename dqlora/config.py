@@ -330,7 +330,12 @@ def _explain(model: type[BaseModel], path: Path, errors: Iterable[Any]) -> Itera
         elif found[0]["type"] == "missing":
             message = "missing"
         else:
-            first, *others = (each["msg"].removeprefix("Value error, ").split(", unable")[0] for each in found)
+            first, *others = (
+                f"Input should be a block of {', '.join(_block(model, location).model_fields)}"
+                if each["type"] == "model_type"
+                else each["msg"].removeprefix("Value error, ").split(", unable")[0]
+                for each in found
+            )
             message = " or ".join([first, *(other.removeprefix("Input should be ") for other in others)])
             message += "" if isinstance(value, dict) else f" (got {value!r})"
         yield f"{path}: {name}: {message}"

@@ -28,6 +28,11 @@ def named(names: Sequence[str], most: int = 10) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def most_frequent(reasons: dict[str, int]) -> str:
+    """The three most frequent reasons in one line, each with its count."""
+    return ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common(3))
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
     quieten_libraries()
@@ -73,8 +78,10 @@ class Rejected:
     def count(self, split: str) -> int:
         return sum(of == split for of, _, _ in self.items)
 
-    def counts(self) -> dict[str, int]:
-        return dict(Counter(reason.split(":")[0].split(" (")[0] for _, _, reason in self.items))
+    def counts(self, split: str | None = None) -> dict[str, int]:
+        """How many items were rejected for each reason, details aside; of one split or of all."""
+        reasons = (reason for of, _, reason in self.items if split in (None, of))
+        return dict(Counter(reason.split(":")[0].split(" (")[0] for reason in reasons))
 
     def write(self, folder: Path) -> None:
         """Write rejected.csv (split, id, reason), and show what stands in it."""

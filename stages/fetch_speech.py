@@ -24,7 +24,7 @@ from dqlora.data.layouts import SPLITS
 from dqlora.data.origin import labels_of, write_origin
 from dqlora.data.storage import RaggedArrayWriter, atomic_directory
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import Rejected, UserError, named, run_stage
+from dqlora.errors import Rejected, UserError, most_frequent, named, run_stage
 from dqlora.progress import ProgressBar
 from dqlora.seeding import generator_for
 
@@ -189,11 +189,11 @@ def as_it_is(samples: np.ndarray, clip: str) -> np.ndarray:
 
 def no_usable_clip(name: str, path: str, split: str, rejected: Rejected) -> UserError:
     rejected.show()
-    reasons = [reason for of, _, reason in rejected.items if of == split]
+    reasons = rejected.counts(split)
     why = "it has no rows; give it some, or remove its table"
     if reasons:
-        why = f"all {len(reasons)} were rejected, the first: {reasons[0]}"
-        if reasons[0] == NO_FILE:
+        why = f"all {rejected.count(split)} were rejected: {most_frequent(reasons)}"
+        if max(reasons, key=reasons.__getitem__) == NO_FILE:
             why += (
                 "; a table names recordings by their paths from its own folder, or from clips/, wavs/ or audio/ in it"
             )

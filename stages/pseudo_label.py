@@ -14,7 +14,7 @@ from dqlora.config import OUT_OF_DOMAIN, Paths, PseudoLabel, load_params, load_p
 from dqlora.data.audio import SAMPLE_RATE, to_16khz, to_float32
 from dqlora.data.storage import RaggedArray, atomic_directory, fingerprint, loaded_sources, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import Rejected, UserError, quieten_libraries, run_stage
+from dqlora.errors import Rejected, UserError, most_frequent, quieten_libraries, run_stage
 from dqlora.evaluation.label_filter import Measures, why_rejected
 from dqlora.progress import ProgressBar
 
@@ -128,10 +128,10 @@ def counts(clips: RaggedArray, labels: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def nothing_left(split: str, reasons: dict[str, int]) -> UserError:
-    named = ", ".join(f"{reason} ({count})" for reason, count in sorted(reasons.items(), key=lambda each: -each[1])[:3])
     return UserError(
-        f"{split}: no usable clip: none has a transcript of its own, and all of the teacher's were rejected: {named}; "
-        "loosen pseudo_label in params.yaml, name another teacher in the preset, or give transcripts"
+        f"{split}: no usable clip: none has a transcript of its own, and all of the teacher's were rejected: "
+        f"{most_frequent(reasons)}; loosen pseudo_label in params.yaml, name another teacher in the preset, or give "
+        "transcripts"
     )
 
 

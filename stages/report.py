@@ -109,6 +109,7 @@ def main() -> None:
         predictions=read_jsonl(paths.metrics / "test" / "predictions.jsonl", rerun("evaluate")),
         rejected=read_rejected(paths),
         labels=read_labels(paths, params.seed),
+        noise_recordings=(record["used"]["noise_recordings"], record["noise"]["test"]["recordings"]),
     )
     page = render(inputs, Sounds(paths))
     output = paths.metrics / "report.html"

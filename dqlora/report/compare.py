@@ -16,7 +16,7 @@ from rich.table import Table
 from dqlora.config import Paths
 from dqlora.errors import UserError, first_line
 from dqlora.evaluation.metrics import score, wer_reductions
-from dqlora.evaluation.results import LM_SYSTEMS, SYSTEMS, in_words
+from dqlora.evaluation.results import LM_SYSTEMS, SYSTEMS, Estimate, in_words, verdict
 
 METRICS = (  # of summary.json
     *("base.clean", "clean", "lm.clean", "base.noisy", "noisy", "lm.noisy"),
@@ -89,7 +89,8 @@ def differences(before: str, after: str) -> list[str]:
             continue
         one, other = (score(rows, system, record["language"]) for rows in (first, second))
         for condition, reduction in wer_reductions(one, other, record["bootstrap_draws"], record["seed"]).items():
-            lines.append(f"{name}, {condition}: WER {in_words(reduction)} in {after} than in {before}")
+            found = verdict(Estimate(reduction["relative"], reduction.get("ci_low"), reduction.get("ci_high")))
+            lines.append(f"{name}, {condition}: WER {in_words(reduction)} in {after} than in {before}: {found}")
     return lines
 
 
@@ -127,7 +128,8 @@ def comparison(rows: list[Row], others: int, width: int) -> Table:
         pad_edge=False,
         show_edge=False,
         collapse_padding=True,
-        caption="WER in %; 95 % interval of a paired bootstrap"
+        caption="WER in %; lower than each one's own base, without LM, 95 % interval of a paired bootstrap;\n"
+        "two with each other: dqlora compare ONE OTHER"
         + (f"\nnot shown, queued, running or not evaluated: {others}" if others else ""),
         caption_justify="left",
     )

@@ -32,6 +32,8 @@ from dqlora.report.templates import template
 # libsndfile maps 0..1 onto 160..8 kbit/s at 16 kHz: 24 kbit/s, so that 24 players of 30 s stay below 3 MB in base64
 MP3_COMPRESSION = (160 - 24) / (160 - 8)
 
+FEW_SENTENCES = 50  # of a test, under which the page says that they are few
+
 FORMS = {  # of what transcribes: name, and the system it is made of
     "base": ("base student", "base"),
     "base_lm": ("base student, language model", "base"),
@@ -90,6 +92,7 @@ class Inputs:
     predictions: list[Row]
     rejected: list[tuple[str, str, str, str]]  # made by, split, id, reason
     labels: Labels = Labels({})
+    noise_recordings: tuple[int, int] | None = None  # of the test split: those in its mixtures, and all
 
 
 def render(inputs: Inputs, sounds: Sounds) -> str:
@@ -138,6 +141,9 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
         verdicts={condition: verdict(reduction) for condition, reduction in reductions.items()},
         out_of_domain=OUT_OF_DOMAIN in inputs.evaluate,
         utterances=len({row["id"] for row in rows}),
+        sentences=len({row["reference"] for row in rows}),
+        few_sentences=FEW_SENTENCES,
+        noise_recordings=inputs.noise_recordings,
         conditions=in_order,
         categories=categories,
         fewest=FEWEST_SENTENCES,

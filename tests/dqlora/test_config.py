@@ -53,7 +53,7 @@ def changed(tmp_path: Path, name: str, value: object) -> Path:
         ("train.wise_ft_alpha", 0, "train.wise_ft_alpha: Input should be greater than 0 (got 0)"),
         ("gate.quantile", 1, "gate.quantile: Input should be less than 1 (got 1)"),
         ("seed", True, "seed: Input should be a valid integer (got True)"),
-        ("train", 3, "train: Input should be a valid dictionary"),
+        ("train", 3, "train: Input should be a block of warmup_ratio, weight_decay, "),
     ],
 )
 def test_a_wrong_parameter_is_named_with_what_is_allowed(
@@ -69,7 +69,7 @@ def test_a_wrong_parameter_is_named_with_what_is_allowed(
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ("nothing", "out_of_domain: Input should be a valid dictionary or instance of OutOfDomain or 'none'"),
+        ("nothing", "out_of_domain: Input should be a block of speech, noise, language, clips or 'none'"),
         ({"speech": "folder", "noise": "folder", "clips": 3}, "out_of_domain.language: missing"),
         ({"sound": "folder"}, "out_of_domain.sound: unknown parameter; known here: speech, noise, language, clips"),
     ],

@@ -216,7 +216,7 @@ def test_a_handful_of_clips_is_enough(tmp_path: Path, clean: Path, clips: int) -
         ),
         (
             "file_name,transcription\na.wav,hello\nb.wav,bye\n",
-            r"all 2 were rejected, the first: no such file; a table names",
+            r"all 2 were rejected: no such file \(2\); a table names",
         ),
     ],
 )

@@ -44,7 +44,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     paths = Paths("tiny", tmp_path)
     write_predictions(paths)
     write_json(paths.metrics / "evaluate.json", metrics(low=0.021, high=0.186))
-    write_json(paths.metrics / "test" / "record.json", {"entropy_threshold": 0.1})
+    write_json(
+        paths.metrics / "test" / "record.json",
+        {"entropy_threshold": 0.1, "used": {"noise_recordings": 3}, "noise": {"test": {"recordings": 4}}},
+    )
     best = {"best_step": 100, "best_validation_wer": 0.4044}
     size = {"trainable_parameters": 147456, "trainable_ratio": 0.0154}
     write_json(paths.metrics / "train.json", {"steps": 150} | best | size)
@@ -104,7 +107,10 @@ def shown(html: str) -> str:
 
 @pytest.mark.parametrize("threshold, said", [(0.1, "“Distilled” is gated"), (None, "There is no gate")])
 def test_says_whether_there_is_a_gate(threshold: float | None, said: str, run: Paths) -> None:
-    write_json(run.metrics / "test" / "record.json", {"entropy_threshold": threshold})
+    write_json(
+        run.metrics / "test" / "record.json",
+        {"entropy_threshold": threshold, "used": {"noise_recordings": 3}, "noise": {"test": {"recordings": 4}}},
+    )
     text = shown(page(run))
     assert said in text and ("is gated" in text) == (threshold is not None)
 
@@ -302,10 +308,10 @@ def test_what_to_use_for_which_budget(run: Paths) -> None:
     write_json(run.metrics / "export.json", {"onnx": rates, "merged": rates})
     html = page(run)
     text = shown(html)
-    noisy = "0.010 s: distilled, ONNX int8 (40.0 %, 211 MB); 0.040 s: distilled student (38.8 %"
-    spent = "the fewest errors on one core that can spend, for each second of audio,"
+    noisy = "0.010 s, distilled, ONNX int8 (40.0 %, 211 MB); 0.040 s, distilled student (38.8 %"
+    spent = "the fewest errors for what one core may spend on a second of audio:"
     assert f"For noisy speech, {spent} {noisy}" in text
-    assert "0.330 s: Whisper (3.1 %, 901 MB)." in text
+    assert "0.330 s, Whisper (3.1 %, 901 MB)." in text
     assert "E Whisper 0.330 901 12.3 % 3.1 %" in text
     chart = html[html.index("against the real-time factor") :].partition("</svg>")[0]
     assert re.findall(r">([A-E])</text>", chart) == list("ABCDE")

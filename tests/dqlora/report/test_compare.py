@@ -153,8 +153,10 @@ def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("dqlora.report.compare.read", read)
     noisy, clean = differences("old", "workspace")
-    assert noisy.startswith("Distilled student, noisy: WER 50.0 % lower [") and noisy.endswith("workspace than in old")
-    assert clean == "Distilled student, clean: WER 0.0 % lower [0.0, 0.0] in workspace than in old"
+    assert noisy.startswith("Distilled student, noisy: WER 50.0 % lower [") and noisy.endswith(
+        "workspace than in old: better"
+    )
+    assert clean == "Distilled student, clean: WER 0.0 % lower [0.0, 0.0] in workspace than in old: no difference shown"
     assert differences("new", "old")[0].startswith("Distilled student, noisy: WER 100.0 % higher [")
     with pytest.raises(UserError, match="new, other: tested on different clips"):
         differences("new", "other")
@@ -182,7 +184,7 @@ def test_what_is_not_in_the_cache_takes_one_line(tmp_path: Path, monkeypatch: py
         differences("HEAD", "workspace")
     for folder in folders:
         (tmp_path / folder.name).rename(folder)
-    same = "WER 0.0 % lower [no interval: fewer than 5 sentences] in workspace than in HEAD"
+    same = "WER 0.0 % lower [no interval: fewer than 5 sentences] in workspace than in HEAD: no verdict"
     assert [line.partition(": ")[2] for line in differences("HEAD", "workspace")] == [same, same]
 
 

