@@ -17,7 +17,7 @@ from dqlora.device import default_device
 from dqlora.errors import run_stage
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.teacher_head import load_head
-from dqlora.models.wav2vec2 import EncoderCTC, load_student, transcribe
+from dqlora.models.wav2vec2 import EncoderCTC, backbone_of, load_student, transcribe
 from dqlora.training.target_writer import TargetWriter
 from dqlora.training.targets import Sources, make_target
 
@@ -51,6 +51,8 @@ def main() -> None:
         if target.limited_by_head and params.teacher_input == "clean":
             warn_of_weak_teacher(model, vocabulary, labelled(paths, "validation"), head_wer, language)
     sources = Sources(EncoderCTC(model, target.base_layer), vocabulary.blank, params.seed, head)
+    if target.base_layer:  # nothing above it is asked for
+        del backbone_of(model).encoder.layers[target.base_layer :]
     whisper = RaggedArray(paths.teacher_features / "train") if target.uses_whisper else None
     with atomic_directory(paths.targets) as folder:
         TargetWriter(target, sources, vocabulary, labelled(paths, "train"), whisper).write(folder)
