@@ -90,6 +90,7 @@ class _Corpus:
         ]
         if not others:
             return
+        split = self.table_split(others[0]) if with_table else None
         file, more = others[0], f", nor are {len(others) - 1} more" if len(others) > 1 else ""
         way_out = "write it so if it has them"
         if file.suffix.lower() in suffixes:
@@ -98,9 +99,9 @@ class _Corpus:
             if _split_of_table(file) and file.parent != self.folder:
                 way_out = f"name {file.parent} instead if that is the corpus"
         raise UserError(
-            f"speech.path: {self.folder}: no transcripts; put a metadata.csv (file_name,transcription) beside the "
-            f"recordings ({file.relative_to(self.folder)} is not read{more}: {way_out}, or move it away to have the "
-            "recordings transcribed)"
+            f"speech.path: {self.folder}: no transcripts{f' in {split}' if split else ''}; put a metadata.csv "
+            f"(file_name,transcription) beside the recordings ({file.relative_to(self.folder)} is not read{more}: "
+            f"{way_out}, or move it away to have the recordings transcribed)"
         )
 
     def check_no_split_is_left_out(self, tables: list[Table], own: set[str]) -> None:

@@ -280,6 +280,13 @@ def test_files_that_say_what_they_are_do_no_harm(tmp_path: Path, name: str) -> N
     assert {split: len(clips) for split, clips in splits(tmp_path).items()} == {"train": 3, "validation": 3, "test": 3}
 
 
+def test_the_split_without_a_table_is_named(tmp_path: Path) -> None:
+    write(tmp_path, BARE | {"speech/test/0.txt": "one"})
+    write(tmp_path / "speech", {f"{split}/metadata.csv": table(("0.wav", split)) for split in ("train", "dev")})
+    with pytest.raises(UserError, match=r"no transcripts in test; put a metadata\.csv .*test/0\.txt is not read: "):
+        list(read_folder(tmp_path, "train", 0))
+
+
 def test_a_text_in_utf_16_is_a_text(tmp_path: Path) -> None:
     write(tmp_path, BARE)
     (tmp_path / "texts.txt").write_text("a.wav one", encoding="utf-16")
