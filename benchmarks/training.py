@@ -136,6 +136,7 @@ def train_ours(
     budget = Budget(
         steps=validations * every,
         learning_rate=learning_rate,
+        wise_ft_alpha=1.0,
         batch_seconds=sizes.batch_seconds,
         validate_every=every,
     )

@@ -101,7 +101,6 @@ class Train(Block):
     gradient_clip: Annotated[float, Field(gt=0)]
     dropout: Ratio
     mask_time_prob: Ratio
-    wise_ft_alpha: Annotated[float, Field(gt=0, le=1)]
     patience: Positive
 
 
@@ -205,6 +204,7 @@ class PretrainedHead(Block):
 class Budget(Block):
     steps: Positive
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    wise_ft_alpha: Annotated[float, Field(gt=0, le=1)]
     batch_seconds: Annotated[float, Field(ge=1, allow_inf_nan=False)]
     validate_every: Positive
 

@@ -77,7 +77,7 @@ def out_of_domain_in_words(metrics: dict[str, Any]) -> str:
     found, lost = compared(metrics["wer_reduction"])
     line = f"{found} than the base's"
     if lost:
-        line += "; lower train.wise_ft_alpha keeps more of the base, speech of more kinds helps"
+        line += "; lower budget.wise_ft_alpha in the preset keeps more of the base, speech of more kinds helps"
     if "lm_wer_reduction" in metrics:
         found, lost_by_model = compared(metrics["lm_wer_reduction"])
         line += f"; with the language model {found} than without"

@@ -303,7 +303,7 @@ def train_student(
     bar.close()
     shards.close()
     progress.seconds = time.perf_counter() - started
-    state.keep_best(settings.wise_ft_alpha)
+    state.keep_best(budget.wise_ft_alpha)
     return progress
 
 

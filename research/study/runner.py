@@ -177,6 +177,7 @@ class Runner:
         budget = Budget(
             steps=job.steps,
             learning_rate=job.learning_rate,
+            wise_ft_alpha=1.0,  # what is scored are all of ALPHAS
             batch_seconds=job.batch_seconds or self.preset.budget.batch_seconds,
             validate_every=max(1, job.steps // VALIDATIONS),
         )

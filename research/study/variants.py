@@ -23,7 +23,6 @@ COMMON: Variant = {
     "budget.learning_rate": 2e-3,
     "train.dropout": 0.0,
     "train.mask_time_prob": 0.05,
-    "train.wise_ft_alpha": 1.0,
 }
 ALPHAS = (1.0, 0.7, 0.5, 0.3)  # of WiSE-FT: every run is scored with each
 RANK_32: Variant = {"lora.r": 32, "lora.alpha": 64}

@@ -1,4 +1,4 @@
-"""What `train.wise_ft_alpha` trades where the adapter is always on: WER on clean and on noisy speech.
+"""What `budget.wise_ft_alpha` trades where the adapter is always on: WER on clean and on noisy speech.
 
 python -m research.study.wise_ft --preset mini
 
@@ -56,7 +56,7 @@ def main(preset: Annotated[str, typer.Option(help="Whose artifacts to read.")] =
     for alpha in ALPHAS:
         for name, weight in model.named_parameters():
             if name in trained:
-                weight.copy_(trained[name] * (alpha / params.train.wise_ft_alpha))
+                weight.copy_(trained[name] * (alpha / settings.budget.wise_ft_alpha))
         cells = []
         for clips in tests.values():
             texts = transcribe_batch(EncoderCTC(model), [features for features, _ in clips], vocabulary, longest)

@@ -50,7 +50,7 @@ def changed(tmp_path: Path, name: str, value: object) -> Path:
         ("pseudo_label.repeats", "x", "pseudo_label.repeats: Input should be a valid integer or 'none' (got 'x')"),
         ("distill.frames", "letters", "distill.frames: Input should be 'all', 'nonblank' or 'around_nonblank'"),
         ("train.base_reads", 0.9, "train.base_reads: unknown parameter; known here: warmup_ratio,"),
-        ("train.wise_ft_alpha", 0, "train.wise_ft_alpha: Input should be greater than 0 (got 0)"),
+        ("train.wise_ft_alpha", 1, "train.wise_ft_alpha: unknown parameter; known here: warmup_ratio,"),
         ("gate.quantile", 1, "gate.quantile: Input should be less than 1 (got 1)"),
         ("seed", True, "seed: Input should be a valid integer (got True)"),
         ("train", 3, "train: Input should be a block of warmup_ratio, weight_decay, "),

@@ -85,7 +85,7 @@ def test_an_utterance_is_shown_once_and_improvements_are_real() -> None:
         (
             (0.1, 0.0, 0.2),
             (-0.3, -0.4, -0.2),
-            "clean WER 30.0 % higher [20.0, 40.0] than the base's; lower train.wise",
+            "clean WER 30.0 % higher [20.0, 40.0] than the base's; lower budget.wise",
             True,
         ),
     ],

@@ -31,11 +31,10 @@ TRAIN = Train(
     gradient_clip=1.0,
     dropout=0.1,
     mask_time_prob=0.05,
-    wise_ft_alpha=1.0,
     patience=99,
 )
 TARGET = make_target(Distill(target="whisper_logits", temperature=1.0, frames="all", layer=1))
-BUDGET = Budget(steps=6, learning_rate=3e-3, batch_seconds=4, validate_every=2)
+BUDGET = Budget(steps=6, learning_rate=3e-3, wise_ft_alpha=1.0, batch_seconds=4, validate_every=2)
 TEXTS = ["HELLO", "GOOD DAY", "YES", "ALL IS WELL"]
 
 
@@ -111,7 +110,7 @@ def test_one_batch_can_be_overfitted(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    budget = Budget(steps=250, learning_rate=3e-3, batch_seconds=30, validate_every=50)
+    budget = Budget(steps=250, learning_rate=3e-3, wise_ft_alpha=1.0, batch_seconds=30, validate_every=50)
     settings = TRAIN.model_copy(update={"mask_time_prob": 0.0})
     progress = train(
         model, examples[:3], vocabulary, tmp_path / "state.safetensors",
@@ -175,8 +174,8 @@ def test_the_weights_kept_lie_between_the_base_and_the_trained_ones(
             model.requires_grad_(True)
             model.freeze_feature_encoder()
             model.wav2vec2.masked_spec_embed.requires_grad_(False)
-        settings = TRAIN.model_copy(update={"wise_ft_alpha": wise_ft_alpha})
-        train(model, examples, vocabulary, tmp_path / f"{wise_ft_alpha}.safetensors", settings=settings)
+        budget = BUDGET.model_copy(update={"wise_ft_alpha": wise_ft_alpha})
+        train(model, examples, vocabulary, tmp_path / f"{wise_ft_alpha}.safetensors", budget=budget)
         model = model.merge_and_unload() if adapt == "lora" else model
         layers = model.wav2vec2.encoder.layers
         return [getattr(layer.attention, name).weight.detach() for layer in layers for name in ("q_proj", "v_proj")]
@@ -286,12 +285,12 @@ for module in model.modules():
 target = make_target(Distill(target="whisper_logits", temperature=1.0, frames="all", layer=1))
 settings = Train(
     warmup_ratio=0.1, weight_decay=0.0, gradient_clip=1.0, dropout=0.0, mask_time_prob=0.3,
-    wise_ft_alpha=1.0, patience=99,
+    patience=99,
 )
 progress = train_student(
     DistillationLoss(model, vocabulary.blank, target, 32, lambda_distill=0.5),
     TrainingData(examples, examples, vocabulary, "en"),
-    Plan(settings, Budget(steps=6, learning_rate=1e-2, batch_seconds=3, validate_every=1), seed=0),
+    Plan(settings, Budget(steps=6, learning_rate=1e-2, wise_ft_alpha=1.0, batch_seconds=3, validate_every=1), seed=0),
     out.with_suffix(".safetensors"),
     accelerator,
 )
