@@ -122,6 +122,7 @@ def measure(rows: list[dict[str, Any]], systems: list[str], language: str, draws
     metrics: dict[str, Any] = {system: metrics_of(errors[system]) for system in systems}
     compared = {"wer_reduction": ("base", "distilled")}
     if "distilled_lm" in systems:
+        compared["wer_reduction_with_lm"] = ("base_lm", "distilled_lm")
         compared["lm_wer_reduction"] = ("distilled", "distilled_lm")
     for name, (before, after) in compared.items():
         metrics[name] = wer_reductions(errors[before], errors[after], draws, seed)
@@ -201,6 +202,8 @@ def main() -> None:
             "warning: errors are counted against Whisper's transcripts: no test clip has a human one", file=sys.stderr
         )
     print(f"noisy WER {in_words(metrics['wer_reduction']['noisy'])} than the base's")
+    if "wer_reduction_with_lm" in metrics:
+        print(f"both with the language model: noisy WER {in_words(metrics['wer_reduction_with_lm']['noisy'])}")
     if OUT_OF_DOMAIN in metrics:
         print(out_of_domain_in_words(metrics[OUT_OF_DOMAIN]))
 

@@ -109,10 +109,11 @@ def render(inputs: Inputs, sounds: Sounds) -> str:
     settings = inputs.settings
     scores = Scores(rows, settings.language, settings.bootstrap_draws, settings.seed)
     reductions = {
-        f"{domain}{condition}": _reduction(inputs.evaluate, domain, condition)
+        f"{domain}{condition}": _reduction(inputs.evaluate, f"{domain}wer_reduction.{condition}")
         for domain in ("", f"{OUT_OF_DOMAIN}.", f"{OUT_OF_DOMAIN}.lm_")
         for condition in ("noisy", CLEAN)
     }
+    reductions["with_lm"] = _reduction(inputs.evaluate, "wer_reduction_with_lm.noisy")
     conditions = scores.by("condition", noisy_only=False)
     in_order = sorted(conditions, key=lambda group: math.inf if group.name == CLEAN else group.snr_db, reverse=True)
     categories = scores.by("category", noisy_only=True)
@@ -199,9 +200,8 @@ def choices(forms: list[Form], condition: str) -> list[Form]:
     return best
 
 
-def _reduction(evaluate: dict[str, Any], domain: str, condition: str) -> Estimate:
-    names = ("relative", "ci_low", "ci_high")
-    return Estimate(*(metric(evaluate, f"{domain}wer_reduction.{condition}.{name}") for name in names))
+def _reduction(evaluate: dict[str, Any], name: str) -> Estimate:
+    return Estimate(*(metric(evaluate, f"{name}.{value}") for value in ("relative", "ci_low", "ci_high")))
 
 
 def group_rejected(items: list[tuple[str, str, str, str]]) -> list[dict[str, Any]]:

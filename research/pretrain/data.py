@@ -3,6 +3,7 @@
 import csv
 import json
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dqlora.data.audio import read_audio, to_int16
-from dqlora.data.text import Vocabulary, spell_out
+from dqlora.data.text import BadText, Vocabulary, spell_out
 from research.pretrain.voices import SAMPLE_RATE
 
 # the clips, from the shortest on, in order of length: those up to each quantile share one row length
@@ -80,8 +81,19 @@ class Encoded:
     repeats: int
 
 
+def spelt(clips: Clips, vocabulary: Vocabulary) -> Clips:
+    """The clips with their texts in the vocabulary's letters, without those that it cannot write for certain."""
+    found = Clips([], [])
+    for text, samples in zip(clips.texts, clips.samples, strict=True):
+        with suppress(BadText):
+            found.texts.append(vocabulary.fit(spell_out(text, "en")))
+            found.samples.append(samples)
+    return found
+
+
 def encode(clips: Clips, vocabulary: Vocabulary, repeats: int) -> Encoded:
-    labels = [torch.tensor(vocabulary.encode(vocabulary.fit(spell_out(text, "en")))) for text in clips.texts]
+    clips = spelt(clips, vocabulary)
+    labels = [torch.tensor(vocabulary.encode(text)) for text in clips.texts]
     return Encoded([torch.from_numpy(np.array(each)) for each in clips.samples], labels, repeats)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dqlora.config import load_params
 from dqlora.data.batching import Example, length_mask, pad_waves
-from dqlora.data.text import Vocabulary, frames_needed, spell_out
+from dqlora.data.text import Vocabulary, frames_needed
 from dqlora.device import default_device
 from dqlora.evaluation.metrics import count_errors
 from dqlora.models.alignment import student_frames_at
@@ -28,7 +28,7 @@ from dqlora.models.whisper import Teacher
 from dqlora.progress import ProgressBar
 from dqlora.seeding import seed_torch
 from dqlora.training.head_loop import train_head
-from research.pretrain.data import Clips, Shards, read_folder, read_tests
+from research.pretrain.data import Clips, Shards, read_folder, read_tests, spelt
 from research.pretrain.train import STUDENT
 
 SEED = 0
@@ -65,14 +65,14 @@ def frame_sync_targets(samples: list[np.ndarray], frames: list[int], device: tor
 
 
 def examples(clips: Clips, teacher: Teacher, vocabulary: Vocabulary, with_targets: bool) -> list[Example]:
+    clips = spelt(clips, vocabulary)
     features = encode(teacher, clips.samples)
     targets: list[Tensor | None] = [None] * len(features)
     if with_targets:
         targets = list(frame_sync_targets(clips.samples, [len(rows) for rows in features], teacher.model.device))
-    texts = [vocabulary.fit(spell_out(text, "en")) for text in clips.texts]
     made = [
         Example(rows, vocabulary.encode(text), text, target)
-        for rows, text, target in zip(features, texts, targets, strict=True)
+        for rows, text, target in zip(features, clips.texts, targets, strict=True)
     ]
     return [example for example in made if frames_needed(example.labels) <= len(example.features)]
 

@@ -164,7 +164,7 @@ def run_with_adapter(project: Path, base: Path = MODEL) -> Path:
     add_lora(load_student(student, "none", torch.device("cpu")), lora, seed=0).save_pretrained(adapter)
     write_json(adapter / "run.json", {"student": "models/mini/pretrained/student", "quantize": "none"})
     write_json(adapter.with_name("gate.json"), {"entropy_threshold": None})
-    write_json(adapter.with_name("decoder.json"), {})
+    write_json(adapter.with_name("decoder.json"), {"method": "greedy"})
     return adapter
 
 
@@ -339,7 +339,7 @@ def test_a_run_elsewhere_transcribes(speech: Path, tmp_path: Path, monkeypatch: 
     for name in ("pretrained/student", "adapter"):
         shutil.copytree(MODEL, project / "models/mini" / name)
     run_of = {"student": "models/mini/pretrained/student", "quantize": "none"}
-    (project / "models/mini/decoder.json").write_text("{}")
+    (project / "models/mini/decoder.json").write_text('{"method": "greedy"}')
     (project / "models/mini/adapter/run.json").write_text(json.dumps(run_of))
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

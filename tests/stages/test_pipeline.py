@@ -268,7 +268,11 @@ def test_metrics_are_numbers_under_stable_names(project: Path) -> None:
         assert set(evaluate["wer_reduction"][condition]) == {"relative"}  # two test sentences give no interval
     # random students: whether the language model helps them, on few clips, differs from CPU to CPU
     decoder = json.loads((project / OUTPUTS["fit_decoder"]).read_text())
-    lm = {"base_lm", "distilled_lm", "lm_wer_reduction"} if decoder["method"] == "beam" else set()
+    lm = (
+        {"base_lm", "distilled_lm", "wer_reduction_with_lm", "lm_wer_reduction"}
+        if decoder["method"] == "beam"
+        else set()
+    )
     names = {"base", "distilled", "wer_reduction", "out_of_domain"} | lm
     assert set(evaluate) == names | {"teacher", "adapter_mb"}
     other = evaluate["out_of_domain"]

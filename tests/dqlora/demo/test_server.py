@@ -320,7 +320,7 @@ def run(project: Path, student_folder: Path, teacher_folder: Path) -> Path:
     shutil.copytree(student_folder, project / "models/mini/adapter")
     made_of = {"student": "models/mini/pretrained/student", "quantize": "none"}
     write_json(project / "models/mini/adapter/run.json", made_of)
-    write_json(project / "models/mini/decoder.json", {})
+    write_json(project / "models/mini/decoder.json", {"method": "greedy"})
     write_corpus(project / "data/mini")
     return project
 

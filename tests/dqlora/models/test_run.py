@@ -23,7 +23,7 @@ def write_run(project: Path, preset: str = "mini", student: str = STUDENT) -> Pa
     adapter = project / f"models/{preset}/adapter"
     adapter.mkdir(parents=True)
     (adapter / "run.json").write_text(json.dumps({"student": student, "quantize": "nf4"}))
-    adapter.with_name("decoder.json").write_text("{}")
+    adapter.with_name("decoder.json").write_text('{"method": "greedy"}')
     return adapter
 
 

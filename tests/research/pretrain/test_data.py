@@ -44,6 +44,8 @@ def test_an_epoch_draws_each_clip_as_often_as_asked(vocabulary: Vocabulary) -> N
     long = Clips(["too long"], [np.zeros(round((MAX_SECONDS + 1) * SAMPLE_RATE), np.int16)])
     speech.add(encode(long, vocabulary, 5))
     speech.add(encode(Clips([], []), vocabulary, 1))
+    doubtful = Clips(["in 3D", "привет"], [np.full(SAMPLE_RATE, 7, np.int16)] * 2)
+    assert encode(doubtful, vocabulary, 1).labels == []  # left out: nobody knows how it is said
     speech.add(encode(Clips(["many more words"], [np.full(SAMPLE_RATE, 7, np.int16)]), vocabulary, 1))
     drawn = torch.cat([clips for clips, _ in speech.epoch(1.0, rng)]).bincount(minlength=42)  # a clip a batch
     assert drawn.tolist() == [2] * 40 + [0, 1]
