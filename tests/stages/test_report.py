@@ -284,7 +284,8 @@ def test_with_a_language_model_both_students_stand_once_more(run: Paths) -> None
     predictions.write_text("".join(json.dumps(row) + "\n" for row in decoded))
     rates = {"clean": {"wer": 0.0123}, "noisy": {"wer": 0.0456}}
     gained = {"noisy": {"relative": 0.25, "ci_low": 0.2, "ci_high": 0.3}}
-    write_json(run.metrics / "evaluate.json", metrics(low=0.021, high=0.186) | {"distilled_lm": rates, "wer_reduction_with_lm": gained})
+    of_lm = {"distilled_lm": rates, "wer_reduction_with_lm": gained}
+    write_json(run.metrics / "evaluate.json", metrics(low=0.021, high=0.186) | of_lm)
     html = page(run)
     text = shown(html)
     assert "With the language model, as dqlora transcribe writes: noisy WER 4.6 %" in text
