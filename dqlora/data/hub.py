@@ -30,7 +30,7 @@ from dqlora.data.download import (
     get,
 )
 from dqlora.data.storage import atomic_write
-from dqlora.errors import UserError
+from dqlora.errors import UserError, is_of_full_disk
 
 HUB = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -137,7 +137,9 @@ class Snapshot:
             self.files: dict[str, HubFile] | None = {file.path: file for file in self.repository.files(self.commit)}
             if self.commit != revision:
                 reference = self.root / "refs" / revision
-                atomic_write(reference, self.commit)
+                if not reference.is_file() or reference.read_text() != self.commit:
+                    with self._writing():
+                        atomic_write(reference, self.commit)
         except UnreachableError as error:
             self._unreachable = error
             ref = self.root / "refs" / revision
@@ -163,15 +165,30 @@ class Snapshot:
             return self.folder
         wanted = [file for file in self.files.values() if any(fnmatch(file.path, pattern) for pattern in patterns)]
         blobs = self.root / "blobs"
-        download_all([self.repository.remote(self.commit, file) for file in wanted], blobs)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for file in wanted:
-            link, target = self.folder / file.path, os.path.relpath(blobs / file.digest, self.folder)
-            if not link.is_symlink() or os.readlink(link) != target:
-                draft = link.with_name(f".{link.name}.{os.getpid()}")  # another process may be at the same
-                draft.symlink_to(target)
-                draft.replace(link)
+        with self._writing():
+            download_all([self.repository.remote(self.commit, file) for file in wanted], blobs)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in wanted:
+                link, target = self.folder / file.path, os.path.relpath(blobs / file.digest, self.folder)
+                if not link.is_symlink() or os.readlink(link) != target:
+                    draft = link.with_name(f".{link.name}.{os.getpid()}")  # another process may be at the same
+                    draft.unlink(missing_ok=True)
+                    draft.symlink_to(target)
+                    draft.replace(link)
         return self.folder
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise UserError where the cache cannot be written to; a full disk is its own error."""
+        try:
+            yield
+        except OSError as error:
+            if is_of_full_disk(error):
+                raise
+            raise UserError(
+                f"{self.repository.source}: {error.filename}: {error.strerror}; set HF_HUB_CACHE to a folder that can "
+                "be written to"
+            ) from None
 
     def tensor_shapes(self, patterns: list[str]) -> dict[str, list[int]] | None:
         """Shapes of the tensors in safetensors files by name, from their headers alone; None if those cannot be had."""

@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,6 +118,26 @@ def test_a_branch_is_its_commit(hub: Hub) -> None:
     hub.shutdown()
     hub.server_close()
     assert Snapshot("hf://owner/name@main").fetch(FILES).name == COMMIT
+
+
+def test_a_cache_that_is_whole_need_not_be_writable(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.refs["main"] = COMMIT
+
+    def refuse(path: Path, *arguments: object, **settings: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as locked:  # root may write anywhere
+        for name in ("touch", "write_text", "replace", "symlink_to"):
+            locked.setattr(Path, name, refuse)
+        with pytest.raises(UserError, match=r"owner/name@main: .*: Permission denied; set HF_HUB_CACHE"):
+            Snapshot("hf://owner/name@main")
+        with pytest.raises(UserError, match=rf"owner/name@{COMMIT}: .*: Permission denied; set HF_HUB_CACHE"):
+            Snapshot(SOURCE).fetch(FILES)
+    folder = Snapshot("hf://owner/name@main").fetch(FILES)
+    with monkeypatch.context() as locked:
+        for name in ("touch", "write_text", "replace", "symlink_to"):
+            locked.setattr(Path, name, refuse)
+        assert Snapshot("hf://owner/name@main").fetch(FILES) == folder
 
 
 def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
