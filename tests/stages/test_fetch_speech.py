@@ -63,15 +63,17 @@ def test_a_cut_label_is_rejected_and_named(speech: Path, clean: Path, line: str,
     assert reason == "empty transcript" or f"({table}, line 3)" in why
 
 
-def test_names_need_not_be_utf_8(speech: Path, clean: Path) -> None:
+def test_names_need_not_be_utf_8(speech: Path, clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of recordings without a table, and of folders whose tables name files that are in UTF-8."""
     (speech / "train/metadata.csv").unlink()
     (speech / "train/train-0.wav").rename(speech / "train" / os.fsdecode(b"caf\xe9.wav"))
     (speech / "train").rename(speech / os.fsdecode(b"train-\xff"))
+    (speech / "test/unlisted.wav").hardlink_to(speech / "test/test-0.wav")
     (speech / "test").rename(speech / os.fsdecode(b"test-\xff"))
     fetch_speech.main()
     assert set(texts(clean, "train")) == {rf"train-\udcff/{name}.wav" for name in (r"caf\udce9", *TRAIN[1:])}
     assert len(texts(clean, "test")) == 4
+    assert r"in no table: 1 recordings (test-\udcff/unlisted.wav)" in capsys.readouterr().out
 
 
 def without_text(folder: Path, *numbers: int) -> None:
