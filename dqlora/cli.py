@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from dqlora.errors import BadAudio, UserError, is_of_full_disk, named, quieten_libraries
 from dqlora.models.run import base_of_run, find_model, find_run, newest_run, read_run
@@ -24,8 +25,29 @@ if TYPE_CHECKING:
 # oneDNN keeps what it prepared for each length of input: of a long recording, hundreds. Read when torch is loaded.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16")
 
+
+class Commands(TyperGroup):
+    """Ends each command with one line where what went wrong is the user's to mend: a mistake, or a file or a disk."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(str(error))
+        except OSError as error:
+            if is_of_full_disk(error):
+                _fail(f"no space left on the disk ({error.filename or 'output'}); free some and run it again")
+            if error.filename is None:  # of no file of the user's; a broken pipe, too
+                raise
+            _fail(f"{error.filename}: {error.strerror}; allow it, or name another")
+
+
 app = typer.Typer(
-    help="Speech recognition in noise.", no_args_is_help=True, add_completion=False, rich_markup_mode=None
+    cls=Commands,
+    help="Speech recognition in noise.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 HotWord = Annotated[
     list[str] | None, typer.Option(metavar="NAME", help="A name or term to listen for; may be given again.")
@@ -64,24 +86,21 @@ def transcribe(
         _fail(f"--format {form}: several files need --output FOLDER")
     if output is not None:
         _check_distinct(files, output, form)
-    try:
-        names = _hot_words(hotword, hotwords)
-        usable = _each(files, _check_exists)
-        found = find_model(model) if usable else ""
-        if not (usable := _each(usable, _check_is_audio)):
-            raise typer.Exit(1)
-        if output is not None:
-            _make_folder(output)
+    names = _hot_words(hotword, hotwords)
+    usable = _each(files, _check_exists)
+    found = find_model(model) if usable else ""
+    if not (usable := _each(usable, _check_is_audio)):
+        raise typer.Exit(1)
+    if output is not None:
+        _make_folder(output)
 
-        from dqlora.data.storage import atomic_write
-        from dqlora.device import default_device
-        from dqlora.transcription.recogniser import load_recogniser
+    from dqlora.data.storage import atomic_write
+    from dqlora.device import default_device
+    from dqlora.transcription.recogniser import load_recogniser
 
-        quieten_libraries()
-        with _working(f"loading {found}"):
-            recogniser = load_recogniser(found, default_device(), names, adapt)
-    except UserError as error:
-        _fail(str(error))
+    quieten_libraries()
+    with _working(f"loading {found}"):
+        recogniser = load_recogniser(found, default_device(), names, adapt)
 
     said: list[str] = []
 
@@ -126,8 +145,6 @@ def demo(
             page = load(found, default_device(), names)
             page.warm_up()
         serve(page, listener)
-    except UserError as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
 
@@ -160,8 +177,6 @@ def export(
         (output / ".new").rmdir()
         for path in (output / "merged", output / "onnx"):
             print(f"{path}: {size_mb(path):.1f} MB")
-    except UserError as error:
-        _fail(str(error))
     except OSError as error:
         _fail(f"{output}: {error.strerror or error}")
 
@@ -177,20 +192,17 @@ def push(
 
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         _fail(f"push {repository}: no name of a repository; write owner/name, owner being you or an organisation")
-    try:
-        params = load_params()
-        preset, paths = load_preset(params.preset), Paths(params.preset)
-        read_run(paths.adapter)
+    params = load_params()
+    preset, paths = load_preset(params.preset), Paths(params.preset)
+    read_run(paths.adapter)
 
-        from dqlora.report.model_card import model_card
-        from dqlora.report.model_card import push as push_adapter
+    from dqlora.report.model_card import model_card
+    from dqlora.report.model_card import push as push_adapter
 
-        quieten_libraries()
-        with _working("writing the model card" if card else f"pushing to {repository}"):
-            done = model_card(repository, preset, paths) if card else push_adapter(repository, private, preset, paths)
-        print(done)
-    except UserError as error:
-        _fail(str(error))
+    quieten_libraries()
+    with _working("writing the model card" if card else f"pushing to {repository}"):
+        done = model_card(repository, preset, paths) if card else push_adapter(repository, private, preset, paths)
+    print(done)
 
 
 @app.command(short_help="Show experiments side by side.")
@@ -211,14 +223,11 @@ def compare(
 
     if two and len(two) != 2:
         _fail("compare: give two names, or none for a table of all")
-    try:
-        if two:
-            print(*differences(*two), sep="\n")
-            return
-        console = Console()
-        console.print(comparison(*experiments(commits), console.width))
-    except UserError as error:
-        _fail(str(error))
+    if two:
+        print(*differences(*two), sep="\n")
+        return
+    console = Console()
+    console.print(comparison(*experiments(commits), console.width))
 
 
 def _working(what: str, minutes: bool = False) -> AbstractContextManager[Any]:
@@ -251,7 +260,7 @@ def _name_missing(names: list[str], recogniser: "Recogniser", said: list[str]) -
             print(f"hot words not heard: {named(missing)}", file=sys.stderr)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
     raise typer.Exit(1)
 
@@ -347,8 +356,10 @@ def _opened(name: str) -> Iterator[BinaryIO]:
 
 
 def _format(name: str, words: "list[Word]", form: Format, named: bool) -> str:
+    from dqlora.data.folders import as_text
     from dqlora.transcription.words import as_json, subtitles, text_of
 
+    name = as_text(name)
     if form == Format.TXT:
         return f"{name}: {text_of(words)}\n" if named else f"{text_of(words)}\n"
     if form == Format.JSON:

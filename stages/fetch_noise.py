@@ -13,6 +13,7 @@ from dqlora.config import OUT_OF_DOMAIN, Noise, Paths, load_params, load_preset
 from dqlora.data.archives import check_archive, extract_archive
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
 from dqlora.data.download import RemoteFile, download_all, read_url_list
+from dqlora.data.folders import as_text
 from dqlora.data.mixing import sounding_part
 from dqlora.data.noise import (
     Recording,
@@ -108,7 +109,7 @@ def address_of(path: str) -> str:
 
 def tell_unused(why: str, names: list[str]) -> None:
     if names:
-        print(f"not used, {why}: {len(names)} ({named(names)})")
+        print(as_text(f"not used, {why}: {len(names)} ({named(names)})"))
 
 
 def check_is_not_speech(noise: str, speech: str) -> None:

@@ -20,6 +20,7 @@ from dqlora.config import OUT_OF_DOMAIN, OutOfDomain, Paths, Silence, Speech, lo
 from dqlora.data.audio import FRAME_HOP, MAX_SECONDS, SAMPLE_RATE, BadAudio, audible, check_speech, read_audio, to_int16
 from dqlora.data.corpus import Clip, commit_of, read_clips, unlisted_recordings
 from dqlora.data.fleurs import DamagedError
+from dqlora.data.folders import as_text
 from dqlora.data.layouts import SPLITS
 from dqlora.data.origin import labels_of, write_origin
 from dqlora.data.storage import RaggedArrayWriter, atomic_directory
@@ -220,7 +221,7 @@ def fetch(speech: Speech, other: OutOfDomain | Literal["none"], silence: Silence
             if not written.clips:
                 raise no_usable_clip("speech.path", speech.path, split, rejected)
         if unlisted := unlisted_recordings(speech.path):
-            print(f"not used, in no table: {len(unlisted)} recordings ({named(unlisted)})")
+            print(as_text(f"not used, in no table: {len(unlisted)} recordings ({named(unlisted)})"))
         fetch_out_of_domain(other, splits, paths, seed)
         write_origin(folder, speech.path, "speech", commit_of(speech.path), labels=labels_of(speech.path))
         rejected.write(folder)

@@ -31,6 +31,7 @@ class Hub(ThreadingHTTPServer):
         self.where, self.faults = "", 0
         self.bytes: Counter[str] = Counter()  # sent, by the file's name
         self.tokens: set[str] = set()  # hosts that were sent a token
+        self.page, self.page_host = 1000, ""  # entries of a tree at once, and the host at which the next are said to be
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -77,9 +78,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(404, "EntryNotFound")
         recursive = "recursive=true" in self.path
         base, start = repository / commit, repository / commit / folder
-        return self.send_object(
-            [entry(base, path) for path in sorted(start.rglob("*") if recursive else start.iterdir())]
-        )
+        entries = [entry(base, path) for path in sorted(start.rglob("*") if recursive else start.iterdir())]
+        first, _, rest = self.path.partition("&cursor=")
+        begin, end = int(rest or 0), int(rest or 0) + self.server.page
+        more = {"Link": f'<{self.server.page_host}{first}&cursor={end}>; rel="next"'} if end < len(entries) else {}
+        return self.send_object(entries[begin:end], **more)
 
     def send_file(self, path: Path, name: str) -> None:
         if not path.is_file():
@@ -108,8 +111,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         hub.bytes[Path(name).name] += len(body)
 
-    def send_object(self, value: object) -> None:
-        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def send_object(self, value: object, **headers: str) -> None:
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json", **headers})
 
     def refuse(self, status: int, code: str, **headers: str) -> None:
         self.answer(status, b"", {"X-Error-Code": code, **headers} if code else headers)

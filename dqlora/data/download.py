@@ -2,18 +2,18 @@
 
 import csv
 import hashlib
-import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 import requests
+from filelock import FileLock, Timeout
 
 from dqlora.errors import UserError
 from dqlora.progress import ProgressBar
@@ -47,6 +47,13 @@ class UnreachableError(UserError):
 
 class NotFoundError(UserError):
     """A server that has no such thing."""
+
+
+class WholeFileError(UserError):
+    """A server, or a proxy before it, that sends no part of a file."""
+
+    def __init__(self, source: str):
+        super().__init__(f"{source}: the server sends whole files only; download it to a folder")
 
 
 class _TransientError(Exception):
@@ -105,7 +112,8 @@ def download_all(
 ) -> list[Path]:
     """Download what `folder` lacks or holds damaged, and check everything.
 
-    An unfinished download stays beside its place as ``<name>.part`` and is taken up again by the next call.
+    An unfinished download stays beside its place as ``<name>.part`` and is taken up again by the next call. Of several
+    processes that want a file, one downloads it, and the others wait.
 
     Parameters
     ----------
@@ -152,7 +160,7 @@ def download_all(
             stop.set()
             pool.shutdown(cancel_futures=True)
             if checksums and found.keys() - known.keys():
-                _write_checksums(checksums, found | known)
+                _edit_checksums(checksums, lambda listed: found | listed)
     return [folder / file.name for file in files]
 
 
@@ -162,6 +170,8 @@ def get(url: str, source: str, headers: Mapping[str, str], size: int | None = No
     while True:
         try:
             with _request(url, source, headers) as response:
+                if "Range" in headers and response.status_code == requests.codes.ok:
+                    raise WholeFileError(source)
                 came = len(response.content)
                 _check_content(response.content, source)
                 if size not in (None, came):
@@ -184,33 +194,57 @@ def _obtain(
 ) -> str:
     """Return the digest of `file`, which lies at `path` afterwards and is what it should be."""
     expected = file.digest or pinned
-    if path.exists():
-        digest = digest_of(path, like=expected)
-        if expected in (None, digest):
-            return digest
-        path.unlink()
-    part = path.with_name(path.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    for last in (False, True):
-        _download(file, part, bar, stop)
-        digest = digest_of(part, like=expected)
-        try:
-            if expected not in (None, digest):
-                raise ValueError(f"its digest is {digest}, expected {expected}")
-            check(part)
-        except ValueError as error:
-            part.unlink()
-            if last:
-                way_out = "try again later, or drop it"
-                if pinned:
-                    way_out = f"if it has changed on purpose, delete its line in {checksums}"
-                raise UserError(
-                    f"{file.source or file.url}: {path.name} came damaged twice ({error}); {way_out}"
-                ) from None
-        else:
-            break
-    part.rename(path)
+    if there := _digest_if_there(path, expected):
+        return there
+    with _alone_at(path, stop):
+        if there := _digest_if_there(path, expected):  # another process' work meanwhile
+            return there
+        part = path.with_name(path.name + ".part")
+        for last in (False, True):
+            _download(file, part, bar, stop)
+            digest = digest_of(part, like=expected)
+            try:
+                if expected not in (None, digest):
+                    raise ValueError(f"its digest is {digest}, expected {expected}")
+                check(part)
+            except ValueError as error:
+                part.unlink()
+                if last:
+                    way_out = "try again later, or drop it"
+                    if pinned:
+                        way_out = f"if it has changed on purpose, delete its line in {checksums}"
+                    raise UserError(
+                        f"{file.source or file.url}: {path.name} came damaged twice ({error}); {way_out}"
+                    ) from None
+            else:
+                break
+        part.replace(path)
     return digest
+
+
+def _digest_if_there(path: Path, expected: str | None) -> str | None:
+    """The digest of a file, None if there is none or another one than expected."""
+    if not path.exists():
+        return None
+    digest = digest_of(path, like=expected)
+    return digest if expected in (None, digest) else None
+
+
+@contextmanager
+def _alone_at(path: Path, stop: threading.Event | None = None) -> Iterator[None]:
+    """Wait until no other process is at a file; one that is killed is no longer at it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    while not lock.is_locked:
+        if stop is not None and stop.is_set():
+            raise _StoppedError
+        with suppress(Timeout):
+            lock.acquire(timeout=1)  # s
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it sees that it has gone, and makes a new one
+        lock.release()
 
 
 class _Patience:
@@ -273,7 +307,9 @@ def _continue(file: RemoteFile, part: Path, size: int, bar: ProgressBar, stop: t
             raise _TransientError("the unfinished file was not the server's")
         resumed = response.status_code == requests.codes.partial_content
         if file.first is not None and not resumed:
-            raise UserError(f"{file.source or file.url}: the server sends whole files only; download it to a folder")
+            raise WholeFileError(
+                f"{file.source or file.url}: the server sends whole files only; download it to a folder"
+            )
         size *= resumed
         missing = int(response.headers.get("Content-Length", 0))
         bar.total = (bar.total or 0) + missing
@@ -319,6 +355,8 @@ def _request(url: str, source: str, headers: Mapping[str, str]) -> requests.Resp
         raise _TransientError(reason, _wait(response.headers.get("Retry-After")))
     kind = NotFoundError if status == requests.codes.not_found else UserError
     code = response.headers.get("X-Error-Code", str(status))
+    if response.headers.get("X-Error-Message", "").startswith("Invalid credentials"):
+        code = "InvalidToken"
     raise kind(f"{source}: {_REFUSALS.get(code, f'{reason}; correct it')}")
 
 
@@ -326,6 +364,7 @@ _REFUSALS = {  # by the hub's X-Error-Code, or by status
     "401": "401, no such repository, or it is private; correct its name, or run `hf auth login`",
     "403": "403, access is refused; ask for it on its page, then run `hf auth login`",
     "404": "404, not found; correct its name or drop its line",
+    "InvalidToken": "the hub does not know your token; unset HF_TOKEN if it is set, then run `hf auth login`",
     "GatedRepo": "access must be granted; ask for it on its page, then run `hf auth login`",
     "RepoNotFound": "no public repository of that name; correct it, or run `hf auth login` if it is private",
     "RevisionNotFound": "the repository has no such revision; correct what stands behind the @",
@@ -337,7 +376,7 @@ def _wait(retry_after: str | None) -> float | None:
     """Seconds, from a number of them or from a date (RFC 9110, 10.2.3)."""
     if retry_after is None:
         return None
-    if retry_after.strip().isdigit():
+    if retry_after.strip().isdecimal():
         return float(retry_after)
     with suppress(ValueError):
         return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
@@ -358,8 +397,7 @@ def digest_of(*parts: Path, like: str | None = None) -> str:
 
 def forget(names: list[str], checksums: Path) -> None:
     """Drop files from a list that `download_all` keeps."""
-    known = _read_checksums(checksums)
-    _write_checksums(checksums, {name: digest for name, digest in known.items() if name not in names})
+    _edit_checksums(checksums, lambda listed: {name: listed[name] for name in listed if name not in names})
 
 
 def _read_checksums(path: Path) -> dict[str, str]:
@@ -373,8 +411,9 @@ def _read_checksums(path: Path) -> dict[str, str]:
     return checksums
 
 
-def _write_checksums(path: Path, checksums: dict[str, str]) -> None:
-    draft = path.with_name(path.name + ".part")
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    draft.write_text("".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)), encoding="utf-8")
-    os.replace(draft, path)
+def _edit_checksums(path: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> None:
+    with _alone_at(path):
+        checksums = change(_read_checksums(path))
+        draft = path.with_name(path.name + ".part")
+        draft.write_text("".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums)), encoding="utf-8")
+        draft.replace(path)

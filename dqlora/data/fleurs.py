@@ -96,6 +96,8 @@ class _RemoteParquet:
     def recordings(self) -> Iterator[Recording]:
         metadata = self._footer()
         ends = [_end_of(metadata, group) for group in range(metadata.num_row_groups)]
+        if not ends:
+            return
         starts = [0, *ends[:-1]]
         ends[-1] = self.file.size
         parts: list[Path] = []
@@ -109,6 +111,8 @@ class _RemoteParquet:
                 self._discard(parts[-1:], first_line(error))
 
     def _footer(self) -> pq.FileMetaData:
+        if self.file.size < FOOTER_END:
+            raise UserError(f"{self.name}: no Parquet file, of {self.file.size} bytes; name another config or revision")
         kept = self.downloads / self.commit / f"{self.file.path}.footer"
         end = kept.read_bytes()[-FOOTER_END:] if kept.exists() else b""
         if not end.endswith(MAGIC):

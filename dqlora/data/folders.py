@@ -26,6 +26,11 @@ def is_audio(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in AUDIO_SUFFIXES
 
 
+def as_text(name: str) -> str:
+    """A file's name as it can be written and hashed: bytes that are not UTF-8 as Python's errors show them."""
+    return name.encode(errors="backslashreplace").decode()
+
+
 def files_below(folder: Path) -> list[str]:
     """The names of all files below a folder, relative to it: those of upper folders first, then in their order.
 

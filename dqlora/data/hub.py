@@ -9,11 +9,13 @@ import json
 import os
 import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -22,11 +24,13 @@ from huggingface_hub.utils import HFValidationError, build_hf_headers, validate_
 from dqlora.data.download import (
     RemoteFile,
     UnreachableError,
+    WholeFileError,
     digest_of,
     download_all,
     get,
 )
-from dqlora.errors import UserError
+from dqlora.data.storage import atomic_write
+from dqlora.errors import UserError, is_of_full_disk
 
 HUB = "hf://"
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -52,19 +56,24 @@ class Repository:
         """The commit that the revision is at the moment."""
         if COMMIT.fullmatch(self.revision):
             return self.revision
-        return str(self._api(f"revision/{quote(self.revision, safe='')}").json()["sha"])
+        answer = self._api(f"revision/{quote(self.revision, safe='')}")
+        with self._as_the_hub():
+            return str(answer.json()["sha"])
 
     def files(self, commit: str, folder: str = "") -> list[HubFile]:
         """All files of a commit, or of a folder of it and the folders in there; raises UserError if it is not there."""
-        return [
-            HubFile(entry["path"], entry["size"], entry.get("lfs", {}).get("oid") or entry["oid"])
-            for entry in self._tree(commit, folder, recursive=True)
-            if entry["type"] == "file"
-        ]
+        with self._as_the_hub():
+            return [
+                HubFile(entry["path"], entry["size"], entry.get("lfs", {}).get("oid") or entry["oid"])
+                for entry in self._tree(commit, folder, recursive=True)
+                if entry["type"] == "file"
+            ]
 
     def folders(self, commit: str, folder: str = "") -> list[str]:
         """The paths of the folders in a folder of a commit."""
-        return [entry["path"] for entry in self._tree(commit, folder, recursive=False) if entry["type"] == "directory"]
+        with self._as_the_hub():
+            entries = self._tree(commit, folder, recursive=False)
+            return [entry["path"] for entry in entries if entry["type"] == "directory"]
 
     def remote(self, commit: str, file: HubFile) -> RemoteFile:
         """`file` as it is downloaded, named by its digest."""
@@ -74,9 +83,10 @@ class Repository:
 
     def _tree(self, commit: str, folder: str, recursive: bool) -> list[dict[str, Any]]:
         response = self._api(f"tree/{commit}/{quote(folder)}?recursive={str(recursive).lower()}")
-        entries = response.json()
-        while (following := response.links.get("next", {}).get("url", "")).startswith(constants.ENDPOINT):
-            response = get(following, self.source, build_hf_headers())
+        entries: list[dict[str, Any]] = response.json()
+        while following := response.links.get("next", {}).get("url"):
+            # of whatever host it names: a mirror may pass on the links of the hub that it stands for
+            response = self._api(f"tree/{commit}/{quote(folder)}?{urlsplit(following).query}")
             entries += response.json()
         return entries
 
@@ -84,9 +94,20 @@ class Repository:
         if constants.is_offline_mode():
             raise UnreachableError(f"{self.source}: HF_HUB_OFFLINE is set, and it is not in the cache; unset it once")
         response = get(f"{constants.ENDPOINT}/api/{self.kind}s/{self.name}/{path}", self.source, build_hf_headers())
-        if not response.headers.get("Content-Type", "").startswith("application/json"):
-            raise UserError(f"{self.source}: {constants.ENDPOINT} does not answer as the hub does; check HF_ENDPOINT")
+        with self._as_the_hub():
+            if not response.headers.get("Content-Type", "").startswith("application/json"):
+                raise ValueError
         return response
+
+    @contextmanager
+    def _as_the_hub(self) -> Iterator[None]:
+        """Raise UserError where an answer is not of the form that the hub's have."""
+        try:
+            yield
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UserError(
+                f"{self.source}: {constants.ENDPOINT} does not answer as the hub does; check HF_ENDPOINT"
+            ) from None
 
 
 class Snapshot:
@@ -116,8 +137,9 @@ class Snapshot:
             self.files: dict[str, HubFile] | None = {file.path: file for file in self.repository.files(self.commit)}
             if self.commit != revision:
                 reference = self.root / "refs" / revision
-                reference.parent.mkdir(parents=True, exist_ok=True)
-                reference.write_text(self.commit)
+                if not reference.is_file() or reference.read_text() != self.commit:
+                    with self._writing():
+                        atomic_write(reference, self.commit)
         except UnreachableError as error:
             self._unreachable = error
             ref = self.root / "refs" / revision
@@ -143,14 +165,30 @@ class Snapshot:
             return self.folder
         wanted = [file for file in self.files.values() if any(fnmatch(file.path, pattern) for pattern in patterns)]
         blobs = self.root / "blobs"
-        download_all([self.repository.remote(self.commit, file) for file in wanted], blobs)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for file in wanted:
-            link, target = self.folder / file.path, os.path.relpath(blobs / file.digest, self.folder)
-            if not link.is_symlink() or os.readlink(link) != target:
-                link.unlink(missing_ok=True)
-                link.symlink_to(target)
+        with self._writing():
+            download_all([self.repository.remote(self.commit, file) for file in wanted], blobs)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for file in wanted:
+                link, target = self.folder / file.path, os.path.relpath(blobs / file.digest, self.folder)
+                if not link.is_symlink() or os.readlink(link) != target:
+                    draft = link.with_name(f".{link.name}.{os.getpid()}")  # another process may be at the same
+                    draft.unlink(missing_ok=True)
+                    draft.symlink_to(target)
+                    draft.replace(link)
         return self.folder
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise UserError where the cache cannot be written to; a full disk is its own error."""
+        try:
+            yield
+        except OSError as error:
+            if is_of_full_disk(error):
+                raise
+            raise UserError(
+                f"{self.repository.source}: {error.filename}: {error.strerror}; set HF_HUB_CACHE to a folder that can "
+                "be written to"
+            ) from None
 
     def tensor_shapes(self, patterns: list[str]) -> dict[str, list[int]] | None:
         """Shapes of the tensors in safetensors files by name, from their headers alone; None if those cannot be had."""
@@ -164,7 +202,7 @@ class Snapshot:
                     length = struct.unpack("<Q", read_bytes(remote, 0, 8))[0]
                     header = json.loads(read_bytes(remote, 8, min(length, file.size - 8)))
                     shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
-                except (ValueError, TypeError, KeyError, AttributeError):
+                except (WholeFileError, ValueError, TypeError, KeyError, AttributeError):
                     return None
         return shapes
 

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from dqlora.data.audio import AUDIO_SUFFIXES
-from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, files_below, is_audio
+from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, as_text, files_below, is_audio
 from dqlora.data.splitting import HASH_RATIOS, VALIDATION_RATIOS, split_by_sentence
 from dqlora.data.tables import Row, read_kaldi, read_librispeech, read_table
 from dqlora.errors import UserError
@@ -198,7 +198,7 @@ def _rows(corpus: _Corpus, tables: list[Table]) -> Iterator[tuple[Row, Table]]:
                 parent = parent.relative_to(shared)
             split = (has_column and split_named(row.split)) or table.split or corpus.split_of(parent)
             name = unicodedata.normalize("NFC", row.id if row.problem else _with_slashes(row.id))
-            yield replace(row, id=str(prefix / name), split=split or ""), table
+            yield replace(row, id=as_text(str(prefix / name)), split=split or ""), table
 
 
 def _with_slashes(name: str) -> str:

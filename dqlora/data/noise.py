@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import numpy as np
 
 from dqlora.data.audio import SAMPLE_RATE
-from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, files_below, is_audio
+from dqlora.data.folders import SPLIT_NAMES, WHAM_SPLITS, as_text, files_below, is_audio
 from dqlora.data.storage import existing_folder
 from dqlora.errors import UserError
 from dqlora.seeding import generator_for
@@ -185,7 +185,9 @@ def _recordings(folder: Path, paths: list[Path], own_splits: bool) -> list[Recor
     if own_splits:
         within = [_without_split(name) for name in names]
         names = within if len(set(within)) == len(within) else names
-    return [Recording(str(name), category_of(name), path) for name, path in zip(names, paths, strict=True)]
+    return [
+        Recording(as_text(str(name)), as_text(category_of(name)), path) for name, path in zip(names, paths, strict=True)
+    ]
 
 
 def _without_split(name: Path) -> Path:

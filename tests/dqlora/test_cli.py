@@ -87,6 +87,50 @@ def test_what_cannot_be_sought_is_copied_first(name: str, speech: Path) -> None:
         assert ended.stdout.decode() == expected[1]
 
 
+@pytest.mark.parametrize("form", ["txt", "json"])
+def test_a_name_need_not_be_utf_8(form: str, speech: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.wav")
+    (speech / "one.wav").rename(speech / name)
+    recordings = [str(speech / name), str(speech / "two.flac")]
+    code, out, _ = run(*recordings, "--format", form)
+    assert code == 0 and len(out.splitlines()) == 2
+    assert "caf\\udce9.wav" in (json.loads(out.splitlines()[0])["file"] if form == "json" else out)
+    assert run(*recordings, "--format", form, "--output", str(tmp_path / "texts"))[0] == 0
+    assert len(list((tmp_path / "texts").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "x/.dvc/tmp"), "x/.dvc/tmp: Permission denied"),
+        (OSError(errno.EROFS, "Read-only file system", "x"), "x: Read-only file system"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "no space left on the disk (x)"),
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on the disk (output)"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("command", "raises"),
+    [
+        (["compare"], "dqlora.report.compare.experiments"),
+        (["compare", "one", "two"], "dqlora.report.compare.differences"),
+        (["push", "owner/name"], "dqlora.config.load_params"),
+        (["demo"], "dqlora.config.load_params"),
+        (["transcribe", "one.wav"], "dqlora.cli.find_model"),
+    ],
+)
+def test_a_file_or_disk_that_refuses_takes_one_line(
+    error: OSError, message: str, command: list[str], raises: str, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.chdir(speech)
+    monkeypatch.setattr(raises, refuse)
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {message}; ") and result.stderr.count("\n") == 1
+
+
 def test_a_folder_holds_the_text_alone(speech: Path, tmp_path: Path) -> None:
     names = [str(speech / "one.wav"), str(speech / "two.flac")]
     assert run(*names, "--output", str(tmp_path / "out"))[0] == 0

@@ -1,5 +1,6 @@
 import functools
 import http.server
+import os
 import re
 import shutil
 import threading
@@ -151,14 +152,14 @@ def test_a_cap_takes_of_every_category(local: Path, tmp_path: Path) -> None:
 def test_what_is_not_used_is_counted_and_named(local: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_noise(tmp_path / "noise")
     (folder / "train/phone.m4a").write_bytes(b"\0\0\0\x1cftypM4A \0\0\0\0" + bytes(3000))
-    (folder / "train/memo.xyz").write_bytes(b"?")
+    (folder / "train" / os.fsdecode(b"mem\xf3.xyz")).write_bytes(b"?")
     (folder / "train/gone.wav").symlink_to(tmp_path / "unplugged/gone.wav")
     soundfile.write(folder / "loose.wav", hiss(1), RATE)
     fetch_noise.main()
     told = capsys.readouterr().out
     assert "train/gone.wav: no such file" in told
     assert "train/phone.m4a: not readable as audio" in told
-    assert "not used, by their names no recordings: 1 (train/memo.xyz)" in told
+    assert "not used, by their names no recordings: 1 (train/mem\\udcf3.xyz)" in told
     assert "not used, in neither of the splits train and test: 1 (loose.wav)" in told
 
 

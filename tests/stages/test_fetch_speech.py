@@ -1,6 +1,7 @@
 """Tables and layouts through the stage: what is trained on, what is rejected by name, what ends it with one line."""
 
 import csv
+import os
 import unicodedata
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from stages.train_teacher_head import load_examples
 from tests.conftest import RATE, tone, write_audiofolder
 from tests.stages.test_bad_input import local, set_preset  # noqa: F401
 
+TRAIN = tuple(f"train-{number}" for number in range(4))
 WORDS = ("one", "two", "three", "four")
 
 
@@ -59,6 +61,19 @@ def test_a_cut_label_is_rejected_and_named(speech: Path, clean: Path, line: str,
     [(name, why)] = rejected(clean).items()
     assert name == "train/train-0.wav" and why.startswith(reason)
     assert reason == "empty transcript" or f"({table}, line 3)" in why
+
+
+def test_names_need_not_be_utf_8(speech: Path, clean: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of recordings without a table, and of folders whose tables name files that are in UTF-8."""
+    (speech / "train/metadata.csv").unlink()
+    (speech / "train/train-0.wav").rename(speech / "train" / os.fsdecode(b"caf\xe9.wav"))
+    (speech / "train").rename(speech / os.fsdecode(b"train-\xff"))
+    (speech / "test/unlisted.wav").hardlink_to(speech / "test/test-0.wav")
+    (speech / "test").rename(speech / os.fsdecode(b"test-\xff"))
+    fetch_speech.main()
+    assert set(texts(clean, "train")) == {rf"train-\udcff/{name}.wav" for name in (r"caf\udce9", *TRAIN[1:])}
+    assert len(texts(clean, "test")) == 4
+    assert r"in no table: 1 recordings (test-\udcff/unlisted.wav)" in capsys.readouterr().out
 
 
 def without_text(folder: Path, *numbers: int) -> None:

@@ -1,11 +1,14 @@
 import hashlib
 import io
 import re
+import subprocess
+import sys
 import tarfile
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -113,6 +116,39 @@ def test_what_is_there_is_only_verified(server: Server, tmp_path: Path) -> None:
     download_all(files(server, "a"), tmp_path, checksums)  # damaged: fetched again by itself
     assert hashlib.sha256(path.read_bytes()).hexdigest() == expected
     assert server.requests.total() == 2
+
+
+def test_of_several_that_want_a_file_one_downloads_it(server: Server, tmp_path: Path) -> None:
+    """And what each found out stands in the list of checksums. Locks hold between threads as between processes."""
+    server.delay = 0.05
+    wanted = ("abc", "bcd", "abcde", "a")
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        tasks = [pool.submit(download_all, files(server, *names), tmp_path, tmp_path / "sums") for names in wanted]
+        for task in tasks:
+            task.result()
+    assert set(server.requests.values()) == {1}
+    assert {path.name for path in tmp_path.rglob("*")} == {"sums", "train", *(f"{name}.wav" for name in "abcde")}
+    assert all((tmp_path / f"train/{name}.wav").read_bytes() == CONTENT[f"/noise/{name}.wav"] for name in "abcde")
+    assert len((tmp_path / "sums").read_text().splitlines()) == 5
+
+
+def test_one_that_waits_goes_on_when_the_other_is_killed(server: Server, tmp_path: Path) -> None:
+    lines = f"""
+import os, sys, threading
+from pathlib import Path
+from dqlora.data import download
+with download._alone_at(Path({str(tmp_path / "train/a.wav")!r}), threading.Event()):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", lines], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"locked\n"
+        with ThreadPoolExecutor(1) as pool:
+            task = pool.submit(download_all, files(server, "a"), tmp_path)
+            time.sleep(0.3)
+            assert not task.done() and not server.requests
+            other.kill()
+            assert task.result()[0].read_bytes() == CONTENT["/noise/a.wav"]
 
 
 def test_goes_on_where_the_connection_broke(server: Server, tmp_path: Path) -> None:

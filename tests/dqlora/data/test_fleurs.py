@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -200,6 +201,19 @@ def test_bad_files(tmp_path: Path, columns: dict | None, message: str) -> None:
         path.write_bytes(b"PAR1" * 20)
     with pytest.raises(UserError, match=message):
         list(folder_recordings(tmp_path / "en_us", "train"))
+
+
+def test_empty_files(hub: Hub, read: Read) -> None:
+    """One without rows is none; one of no bytes is named."""
+    path = hub.root / "datasets/google/fleurs" / COMMIT / "en_us/validation/0001.parquet"
+    pq.ParquetWriter(path, pq.read_schema(path.with_name("0000.parquet"))).close()
+    assert list(read("validation")) == expected("validation")
+    path = path.parent.parent / "test/0001.parquet"
+    for content in (b"", b"PAR"):
+        path.write_bytes(content)
+        shutil.rmtree(read.downloads)
+        with pytest.raises(UserError, match=rf"en_us/test/0001\.parquet: no Parquet file, of {len(content)} bytes"):
+            list(read("test"))
 
 
 @pytest.mark.parametrize("revision", ["main", MAIN])

@@ -1,3 +1,4 @@
+import errno
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.hub import Hub, cut, flip, serve, short, status, web_page
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SOURCE = f"hf://owner/name@{COMMIT}"
 FILES = ["config.json", "model*.safetensors"]
+JSON = "application/json"
 
 
 @pytest.fixture
@@ -56,7 +58,10 @@ def test_shapes_come_from_headers(hub: Hub) -> None:
     assert hub.bytes["model.safetensors"] < 300
 
 
-@pytest.mark.parametrize("fault", [cut, short, flip, status(429, Retry_After="0"), status(503), status(500)])
+@pytest.mark.parametrize(
+    "fault",
+    [cut, short, flip, status(429, Retry_After="0"), status(429, Retry_After="²"), status(503), status(500)],
+)
 @pytest.mark.parametrize("where", ["/cdn/", "/resolve/", "config.json"])
 def test_a_fault_that_passes(hub: Hub, where: str, fault: object) -> None:
     hub.spoil(fault, where)
@@ -74,6 +79,11 @@ def test_a_fault_that_passes(hub: Hub, where: str, fault: object) -> None:
         (status(401), "/api/", "no such repository, or it is private.*hf auth login"),
         (status(403, X_Error_Code="GatedRepo"), "/resolve/", "access must be granted"),
         (status(401, X_Error_Code="GatedRepo"), "/resolve/", "access must be granted"),
+        (
+            status(401, X_Error_Message="Invalid credentials in Authorization header"),
+            "/api/",
+            "your token; unset HF_TOK",
+        ),
         (status(404), "/resolve/", "404, not found"),
         (status(418), "/resolve/", "418"),
     ],
@@ -110,6 +120,26 @@ def test_a_branch_is_its_commit(hub: Hub) -> None:
     assert Snapshot("hf://owner/name@main").fetch(FILES).name == COMMIT
 
 
+def test_a_cache_that_is_whole_need_not_be_writable(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.refs["main"] = COMMIT
+
+    def refuse(path: Path, *arguments: object, **settings: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as locked:  # root may write anywhere
+        for name in ("touch", "write_text", "replace", "symlink_to"):
+            locked.setattr(Path, name, refuse)
+        with pytest.raises(UserError, match=r"owner/name@main: .*: Permission denied; set HF_HUB_CACHE"):
+            Snapshot("hf://owner/name@main")
+        with pytest.raises(UserError, match=rf"owner/name@{COMMIT}: .*: Permission denied; set HF_HUB_CACHE"):
+            Snapshot(SOURCE).fetch(FILES)
+    folder = Snapshot("hf://owner/name@main").fetch(FILES)
+    with monkeypatch.context() as locked:
+        for name in ("touch", "write_text", "replace", "symlink_to"):
+            locked.setattr(Path, name, refuse)
+        assert Snapshot("hf://owner/name@main").fetch(FILES) == folder
+
+
 def test_without_a_network(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Snapshot(SOURCE).fetch(FILES)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -140,6 +170,32 @@ def test_a_killed_download_goes_on(hub: Hub, tmp_path: Path) -> None:
     part.write_bytes(model_bytes(hub)[:50_000])
     assert (Snapshot(SOURCE).fetch(FILES) / "model.safetensors").read_bytes() == model_bytes(hub)
     assert hub.bytes["model.safetensors"] == len(model_bytes(hub)) - 50_000
+
+
+def test_whole_files_do_where_a_server_sends_no_parts(hub: Hub) -> None:
+    content = model_bytes(hub)
+    hub.spoil(lambda handler, body: handler.answer(200, content, {}), "/cdn/", times=1)
+    assert Snapshot(SOURCE).tensor_shapes(["model*.safetensors"]) is None
+    hub.spoil(lambda handler, body: handler.answer(200, content, {}), "/cdn/", times=1)
+    assert (Snapshot(SOURCE).fetch(FILES) / "model.safetensors").read_bytes() == content
+
+
+@pytest.mark.parametrize("host", ["", "https://huggingface.co"])
+def test_a_list_of_files_comes_in_pages(hub: Hub, host: str) -> None:
+    """Whatever host the next one is said to be at: a mirror passes on the hub's links."""
+    hub.page, hub.page_host = 1, host or hub.url
+    names = {path.name for path in (hub.root / "models/owner/name" / COMMIT).iterdir()}
+    assert set(Snapshot(SOURCE).files or ()) == names
+    assert hub.tokens == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("answer", ["", '[{"type": "fi', "null", "[1]", '"x"', '{"error": "x"}', '[{"type": "file"}]'])
+@pytest.mark.parametrize("where", ["/tree/", "/revision/"])
+def test_an_answer_of_another_form(hub: Hub, where: str, answer: str) -> None:
+    hub.refs["main"] = COMMIT
+    hub.spoil(lambda handler, body: handler.answer(200, answer.encode(), {"Content-Type": JSON}), where, 1)
+    with pytest.raises(UserError, match="does not answer as the hub does; check HF_ENDPOINT"):
+        Snapshot("hf://owner/name@main")
 
 
 def test_what_is_no_hub_is_said(hub: Hub) -> None:

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path, PurePath
 
 import pytest
@@ -158,6 +159,17 @@ def test_what_is_outside_of_the_splits_is_known(tmp_path: Path) -> None:
     touch(tmp_path, "train/a.wav", "test/b.wav", "loose.wav", "dev/x.wav", "dev/readme.txt")
     assert outside_splits(tmp_path) == ["dev/x.wav", "loose.wav"]
     assert unused_files(tmp_path) == ["dev/readme.txt"]
+
+
+@pytest.mark.parametrize("splits", [("train/", "test/"), ("", "")])
+def test_names_need_not_be_utf_8(tmp_path: Path, splits: tuple[str, str]) -> None:
+    """What is written of them can be, and the recordings are found under the names that they have."""
+    wanted = [split + os.fsdecode(name) for split in splits for name in (b"caf\xe9.wav", b"\xff/1.wav", b"caf\xe8.wav")]
+    touch(tmp_path, *wanted)
+    found = [recording for recordings in find_recordings(tmp_path, 0).values() for recording in recordings]
+    assert {recording.path for recording in found} == {tmp_path / name for name in wanted}
+    assert len({recording.id for recording in found}) == 3
+    assert {recording.category.encode() for recording in found} >= {b"caf\\udce9", b"caf\\udce8"}
 
 
 def test_links_are_followed_once(tmp_path: Path) -> None:
