@@ -236,7 +236,7 @@ def _working(what: str, minutes: bool = False) -> AbstractContextManager[Any]:
 
     console = Console(stderr=True)
     if minutes and not console.is_terminal:
-        console.print(f"{what}; this may take minutes", highlight=False)
+        print(f"{what}; this may take minutes", file=sys.stderr)
     return console.status(what)
 
 
