@@ -105,7 +105,7 @@ def main() -> None:
         if metrics["unknown_ratio"] > MANY_UNKNOWN:
             print(
                 "warning: of so many unknown words decoding makes known ones, most of all out of domain; give more "
-                "text of the language by lm.text, or set decode.method: greedy",
+                "text of the language by lm.text, or set decode.method: greedy where `evaluate` says that it loses",
                 file=sys.stderr,
             )
     else:
