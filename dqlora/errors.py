@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)  # a file or folder that one may not read or write
-
 
 class UserError(Exception):
     """What went wrong, in one line that names the file or parameter and the way out."""
@@ -36,19 +34,17 @@ def most_frequent(reasons: dict[str, int]) -> str:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage; a UserError, a full disk or a file that it may not use ends it with one line and exit code 1."""
+    """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
     quieten_libraries()
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        path = getattr(error, "filename2", None) or getattr(error, "filename", None)
-        if is_of_full_disk(error):
-            sys.exit(f"error: no space left on the disk ({path or 'output'}); free some and run `dvc repro` again")
-        if isinstance(error, OSError) and error.errno in NOT_ALLOWED and path:
-            sys.exit(f"error: {path}: {error.strerror}; allow it, or name another")
-        raise
+        if not is_of_full_disk(error):
+            raise
+        written = getattr(error, "filename2", None) or getattr(error, "filename", None) or "output"
+        sys.exit(f"error: no space left on the disk ({written}); free some and run `dvc repro` again")
     except KeyboardInterrupt:
         sys.exit("interrupted; `dvc repro` goes on from here")
 

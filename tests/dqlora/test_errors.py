@@ -1,7 +1,6 @@
-"""What a stage rejects, written and said; how it ends where the disk is full or a file is not to be used."""
+"""What a stage rejects, written and said; how it ends where the disk is full."""
 
 import errno
-import os
 from pathlib import Path
 
 import pytest
@@ -52,16 +51,6 @@ def test_a_full_disk_ends_a_stage_with_one_line(error: Exception, written: str) 
     with pytest.raises(SystemExit) as ended:
         run_stage(fail)
     assert ended.value.code == f"error: no space left on the disk ({written}); free some and run `dvc repro` again"
-
-
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_file_that_may_not_be_used_ends_a_stage_with_one_line(number: int) -> None:
-    def fail() -> None:
-        raise OSError(number, os.strerror(number), "data/mini")
-
-    with pytest.raises(SystemExit) as ended:
-        run_stage(fail)
-    assert ended.value.code == f"error: data/mini: {os.strerror(number)}; allow it, or name another"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("I/O error (os error 5)")])

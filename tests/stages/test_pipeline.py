@@ -181,7 +181,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, student_folder: Path, teac
 def repro(base: Path, folder: Path, preset: dict[str, Any]) -> Path:
     """The project in `folder`, all stages run and committed."""
     preset["teacher_head"]["steps"] = 3
-    preset["budget"] = {"steps": 6, "learning_rate": 2e-3, "batch_seconds": 15, "validate_every": 2}
+    preset["budget"] |= {"steps": 6, "learning_rate": 2e-3, "batch_seconds": 15, "validate_every": 2}
     (folder / "presets/fleurs.yaml").write_text(yaml.safe_dump(preset))
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params |= {"preset": "fleurs"}

@@ -96,7 +96,7 @@ def test_what_is_lost_out_of_domain_is_a_warning_with_a_way_out(
     names = ("relative", "ci_low", "ci_high")
     reductions = {"noisy": dict(zip(names, noisy, strict=True)), "clean": dict(zip(names, clean, strict=True))}
     said = out_of_domain_in_words({"wer_reduction": reductions})
-    assert expected in said and said.startswith("warning: ") == warns == ("; lower train" in said)
+    assert expected in said and said.startswith("warning: ") == warns == ("; lower budget" in said)
     gained = {"noisy": {"relative": 0.1, "ci_low": 0.0, "ci_high": 0.2}, "clean": dict.fromkeys(names, 0.0)}
     said = out_of_domain_in_words({"wer_reduction": gained, "lm_wer_reduction": reductions})
     found = expected.removeprefix("out of domain: ").partition(" than the base's")[0]

@@ -155,7 +155,7 @@ def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("dqlora.report.compare.read", read)
     noisy, clean = differences("old", "workspace")
     assert noisy.startswith("Distilled student, noisy: WER 50.0 % lower [") and noisy.endswith(
-        "workspace than in old: better"
+        "workspace than in old: no difference shown"
     )
     assert clean == "Distilled student, clean: WER 0.0 % lower [0.0, 0.0] in workspace than in old: no difference shown"
     assert differences("new", "old")[0].startswith("Distilled student, noisy: WER 100.0 % higher [")
