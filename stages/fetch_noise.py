@@ -31,6 +31,7 @@ from dqlora.progress import ProgressBar
 
 Named = tuple[str, str, np.ndarray]  # id, category, float32 [samples]
 SPLITS = ("test", "train")  # test first: a recording found in both stays out of training
+LONGEST_HEADER = 10_000  # characters that are read of a table's first line
 PEAK = 0.5  # every recording is stored at this peak: the SNR sets its level, and quiet ones keep their 16 bits
 
 
@@ -124,9 +125,9 @@ def check_is_not_speech(noise: str, speech: str) -> None:
 def warn_of_transcripts(folder: Path, names: list[str]) -> None:
     """Warn if one of the folder's other files is a table of transcripts: what lies there may be speech."""
     for name in names:
-        if name.endswith((".csv", ".tsv")):
+        if name.endswith((".csv", ".tsv")) and (folder / name).is_file():
             with (folder / name).open(encoding="utf-8", errors="replace") as table:
-                columns = re.findall(r"\w+", table.readline().lower())
+                columns = re.findall(r"\w+", table.readline(LONGEST_HEADER).lower())
             if set(TEXT_COLUMNS) & set(columns):
                 print(
                     f"warning: noise.path: {folder}: {name} holds transcripts; if these are recordings of speech, name "

@@ -169,6 +169,7 @@ def test_recordings_with_transcripts_are_doubted(
     """Read speech taken for noise teaches the student not to hear speech."""
     folder = write_noise(tmp_path / "noise")
     (folder / "classes.csv").write_text("file_name,class\ntrain/a.wav,fan\n")
+    (folder / "gone.csv").symlink_to(tmp_path / "unplugged/gone.csv")
     fetch_noise.main()
     assert "warning" not in capsys.readouterr().err
     (folder / "train/metadata.csv").write_text("file_name,transcription\na.wav,hello\n")
