@@ -307,9 +307,7 @@ def _continue(file: RemoteFile, part: Path, size: int, bar: ProgressBar, stop: t
             raise _TransientError("the unfinished file was not the server's")
         resumed = response.status_code == requests.codes.partial_content
         if file.first is not None and not resumed:
-            raise WholeFileError(
-                f"{file.source or file.url}: the server sends whole files only; download it to a folder"
-            )
+            raise WholeFileError(file.source or file.url)
         size *= resumed
         missing = int(response.headers.get("Content-Length", 0))
         bar.total = (bar.total or 0) + missing
