@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from dqlora.errors import BadAudio, UserError, is_of_full_disk, named, quieten_libraries
+from dqlora.errors import BadAudio, UserError, is_not_allowed, is_of_full_disk, named, quieten_libraries
 from dqlora.models.run import base_of_run, find_model, find_run, newest_run, read_run
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class Commands(TyperGroup):
                 _fail(f"no space left on the disk ({error.filename or 'output'}); free some and run it again")
             if error.filename is None:  # of no file of the user's; a broken pipe, too
                 raise
-            _fail(f"{error.filename}: {error.strerror}; allow it, or name another")
+            way_out = "change its rights, or name another" if is_not_allowed(error) else "name another"
+            _fail(f"{error.filename}: {error.strerror}; {way_out}")
 
 
 app = typer.Typer(

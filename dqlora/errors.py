@@ -6,7 +6,7 @@ import logging
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 
@@ -33,26 +33,42 @@ def most_frequent(reasons: dict[str, int]) -> str:
     return ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common(3))
 
 
+def counted(reasons: Iterable[str]) -> dict[str, int]:
+    """How often each reason stands there, details aside: what follows a colon, or stands in brackets."""
+    return dict(Counter(reason.split(":")[0].split(" (")[0] for reason in reasons))
+
+
 def run_stage(main: Callable[[], None]) -> None:
-    """Run a stage; a UserError or a full disk ends it with one line and exit code 1."""
+    """Run a stage; what is the user's to mend, or the disk's, ends it with one line and exit code 1."""
     quieten_libraries()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # names need not be UTF-8
     try:
         main()
     except UserError as error:
         sys.exit(f"error: {error}")
     except Exception as error:
-        if not is_of_full_disk(error):
-            raise
-        written = getattr(error, "filename2", None) or getattr(error, "filename", None) or "output"
-        sys.exit(f"error: no space left on the disk ({written}); free some and run `dvc repro` again")
+        file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+        if is_of_full_disk(error):
+            sys.exit(f"error: no space left on the disk ({file or 'output'}); free some and run `dvc repro` again")
+        if is_not_allowed(error):
+            sys.exit(f"error: {file or first_line(error)}: not allowed; change its rights and run `dvc repro` again")
+        raise
     except KeyboardInterrupt:
         sys.exit("interrupted; `dvc repro` goes on from here")
 
 
 def is_of_full_disk(error: Exception) -> bool:
     """Whether a disk or a quota is full; safetensors and others in Rust say so in their message alone."""
-    full = (errno.ENOSPC, errno.EDQUOT)
-    return getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full)
+    return _is_of(error, errno.ENOSPC, errno.EDQUOT)
+
+
+def is_not_allowed(error: Exception) -> bool:
+    """Whether a file may not be read or written, by its rights or because its disk is read-only."""
+    return _is_of(error, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _is_of(error: Exception, *numbers: int) -> bool:
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 
 def quieten_libraries() -> None:
@@ -80,8 +96,7 @@ class Rejected:
 
     def counts(self, split: str | None = None) -> dict[str, int]:
         """How many items were rejected for each reason, details aside; of one split or of all."""
-        reasons = (reason for of, _, reason in self.items if split in (None, of))
-        return dict(Counter(reason.split(":")[0].split(" (")[0] for reason in reasons))
+        return counted(reason for of, _, reason in self.items if split in (None, of))
 
     def write(self, folder: Path) -> None:
         """Write rejected.csv (split, id, reason), and show what stands in it."""

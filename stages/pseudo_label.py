@@ -5,7 +5,7 @@ transcribed.
 """
 
 import json
-from collections import ChainMap, Counter
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from dqlora.config import OUT_OF_DOMAIN, Paths, PseudoLabel, load_params, load_p
 from dqlora.data.audio import SAMPLE_RATE, to_16khz, to_float32
 from dqlora.data.storage import RaggedArray, atomic_directory, fingerprint, loaded_sources, write_json
 from dqlora.data.text import BadText, Vocabulary, spell_out
-from dqlora.errors import Rejected, UserError, most_frequent, quieten_libraries, run_stage
+from dqlora.errors import Rejected, UserError, counted, most_frequent, quieten_libraries, run_stage
 from dqlora.evaluation.label_filter import Measures, why_rejected
 from dqlora.progress import ProgressBar
 
@@ -120,10 +120,9 @@ def counts(clips: RaggedArray, labels: list[dict[str, Any]]) -> dict[str, Any]:
         "rejected": [line["id"] for line in labels if not line["kept"]],
     }
     seconds = {kind: sum(clips.item(name)["length"] for name in same) / SAMPLE_RATE for kind, same in names.items()}
-    reasons = Counter(line["reason"].split(":")[0] for line in labels if not line["kept"])
     return {
         **{kind: {"clips": len(same), "hours": round(seconds[kind] / 3600, 6)} for kind, same in names.items()},
-        "reasons": dict(reasons),
+        "reasons": counted(line["reason"] for line in labels if not line["kept"]),
     }
 
 

@@ -1,6 +1,7 @@
 """What a stage rejects, written and said; how it ends where the disk is full."""
 
 import errno
+import io
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,34 @@ def test_a_full_disk_ends_a_stage_with_one_line(error: Exception, written: str) 
     with pytest.raises(SystemExit) as ended:
         run_stage(fail)
     assert ended.value.code == f"error: no space left on the disk ({written}); free some and run `dvc repro` again"
+
+
+@pytest.mark.parametrize(
+    ("error", "named"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "presets/local/talk.wav"), "presets/local/talk.wav"),
+        (OSError(errno.EROFS, "Read-only file system", "models/gate.json"), "models/gate.json"),
+        (OSError(errno.EPERM, "not permitted", "a", None, "models/head"), "models/head"),
+        (SafetensorError("Error opening file: Permission denied (os error 13)"), "Error opening file: Permission"),
+    ],
+)
+def test_a_file_that_it_may_not_use_ends_a_stage_with_one_line(error: Exception, named: str) -> None:
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_stage(fail)
+    line = str(ended.value.code)
+    assert line.startswith(f"error: {named}") and line.endswith(
+        ": not allowed; change its rights and run `dvc repro` again"
+    )
+
+
+def test_a_name_that_is_not_utf_8_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(out, encoding="utf-8", write_through=True))
+    run_stage(lambda: print("caf\udce9.wav"))
+    assert out.getvalue() == b"caf\\udce9.wav\n"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("I/O error (os error 5)")])
