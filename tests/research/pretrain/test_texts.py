@@ -115,8 +115,12 @@ def test_no_held_out_sentence_is_written(sources: Namespace) -> None:
 
 
 def test_held_out_numbers_are_refused_as_they_are_read(tmp_path: Path) -> None:
-    (tmp_path / "held.txt").write_text("It sank in 1987.\nHello\n")
-    assert texts.held_out_texts([tmp_path / "held.txt"]) == {"it sank in", "it sank in nineteen eighty seven"}
+    (tmp_path / "held.txt").write_text("It sank in 1987.\nHello\nPress * to pause.\n")
+    assert texts.held_out_texts([tmp_path / "held.txt"]) >= {
+        "it sank in",
+        "it sank in nineteen eighty seven",
+        "press to pause",
+    }
 
 
 def test_the_same_sources_give_the_same_text(sources: Namespace) -> None:
