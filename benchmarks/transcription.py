@@ -138,7 +138,7 @@ def main(
         errors = [
             count_errors(references, list(each), language) for each in zip(*(found for _, found in heard), strict=True)
         ]
-        whole, _, joined = (per_sentence(each, references) for each in errors)
+        whole, _, joined = (per_sentence(each, references, "en") for each in errors)
         reduction = in_words(relative_wer_reduction(whole, joined, BOOTSTRAP, 0))
         return " | ".join([str(len(heard)), *(f"{100 * each.wer:.1f}" for each in errors), reduction])
 

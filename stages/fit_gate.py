@@ -13,7 +13,7 @@ from dqlora.data.storage import write_json
 from dqlora.data.text import Vocabulary
 from dqlora.device import default_device
 from dqlora.errors import run_stage
-from dqlora.evaluation.metrics import count_errors, per_sentence, relative_wer_reduction
+from dqlora.evaluation.metrics import FEWEST_SENTENCES, count_errors, per_sentence, relative_wer_reduction
 from dqlora.models.gate import entropies
 from dqlora.models.lora import add_trained_lora
 from dqlora.models.wav2vec2 import EncoderCTC, cnn_features, load_student, transcribe_batch, with_same_weights
@@ -40,13 +40,11 @@ def main() -> None:
             count_errors(references, transcribe_batch(EncoderCTC(model), features, vocabulary, longest), language)
             for model in ProgressBar((base, adapted), "clean clips without and with the adapter", unit=" students")
         )
-        gain = relative_wer_reduction(
-            per_sentence(without, references), per_sentence(adapting, references),
-            params.evaluate.bootstrap_draws, params.seed,
-        )  # fmt: skip
+        of_base, of_adapter = (per_sentence(errors, references, language) for errors in (without, adapting))
+        gain = relative_wer_reduction(of_base, of_adapter, params.evaluate.bootstrap_draws, params.seed)
         before, after = (f"{100 * each.wer:.1f} %" for each in (without, adapting))
         print(f"clean validation clips: WER {before} without the adapter, {after} with it")
-        if gain["ci_low"] > 0:
+        if gain["ci_low"] > 0 and len(of_base.words) >= FEWEST_SENTENCES:
             print("gate: none, the adapter is better on clean speech too")
         else:
             threshold = float(np.quantile(entropies(EncoderCTC(base), features), quantile))

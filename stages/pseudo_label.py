@@ -57,6 +57,7 @@ def make_listener(paths: Paths, language: str, second: str) -> Listen:
                 round(each.no_speech, DIGITS),
                 None if each.language is None else round(each.language, DIGITS),
                 other,
+                each.ended,
             )
             for each, other in zip(heard, others, strict=True)
         ]

@@ -40,6 +40,7 @@ def read_rejected(paths: Paths) -> list[tuple[str, str, str, str]]:
         "fetch_noise": paths.noise,
         "train_teacher_head": paths.teacher_head,
         "train": paths.adapter,
+        "build_lm": paths.lm,
     }
     items = []
     for stage, folder in folders.items():

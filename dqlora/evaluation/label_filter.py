@@ -19,6 +19,7 @@ class Measures:
     no_speech: float  # probability
     language: float | None  # probability of the language that was asked for
     second: str | None  # another transcript of the same clip
+    ended: bool = True  # rather than broken off, at the most tokens that the teacher writes
 
     @property
     def compression_ratio(self) -> float:
@@ -46,6 +47,8 @@ def why_rejected(measures: Measures, settings: PseudoLabel, language: str) -> st
     words = scoring_normaliser(language)(measures.transcript).split()
     if not words:
         return "no words"
+    if not measures.ended:
+        return "too long for the teacher"
     listed = {scoring_normaliser(language)(text) for text in settings.hallucinations}
     if " ".join(words) in listed:
         return f"listed hallucination: {measures.transcript}"

@@ -46,10 +46,14 @@ def count_errors(references: list[str], hypotheses: list[str], language: str) ->
     return Errors(*np.array(rows, dtype=np.int64).reshape(-1, 4).T)
 
 
+@lru_cache(maxsize=100_000)
+def _normalised(text: str, language: str) -> str:
+    return " ".join(scoring_normaliser(language)(text).split())
+
+
 @lru_cache(maxsize=100_000)  # the same pairs are counted by SNR, by noise and in all
 def _edits(reference: str, hypothesis: str, language: str) -> tuple[int, int, int, int]:
-    normalise = scoring_normaliser(language)
-    reference, hypothesis = (" ".join(normalise(text).split()) for text in (reference, hypothesis))
+    reference, hypothesis = (_normalised(text, language) for text in (reference, hypothesis))
     between = "" if without_spaces(language) else " "
     reference_chars, hypothesis_chars = between.join(reference.split()), between.join(hypothesis.split())
     if not reference:  # jiwer refuses an empty reference; every word of the hypothesis is then an insertion
@@ -94,12 +98,13 @@ def _reduction(base: np.ndarray, better: np.ndarray) -> np.ndarray:
     return np.where(base == 0, -better, 1 - better / np.maximum(base, 1)).astype(np.float64)
 
 
-def per_sentence(errors: Errors, references: Sequence[str]) -> Errors:
-    """Errors added up over the utterances of the same reference, in the order of their first."""
-    order = {reference: row for row, reference in enumerate(dict.fromkeys(references))}
-    sentence = [order[reference] for reference in references]
+def per_sentence(errors: Errors, references: Sequence[str], language: str) -> Errors:
+    """Errors added up over the utterances of the same words, however they are written, in the order of their first."""
+    sentences = [_normalised(reference, language) for reference in references]
+    order = {sentence: row for row, sentence in enumerate(dict.fromkeys(sentences))}
+    rows = [order[sentence] for sentence in sentences]
     fields = (errors.word_edits, errors.words, errors.char_edits, errors.chars)
-    return Errors(*(np.bincount(sentence, field).astype(np.int64) for field in fields))
+    return Errors(*(np.bincount(rows, field).astype(np.int64) for field in fields))
 
 
 def summed(errors: list[Errors]) -> Errors:
@@ -116,7 +121,8 @@ def score(rows: list[dict[str, Any]], system: str, language: str) -> dict[str, E
     errors = {}
     for condition, same in chosen.items():
         references = [row["reference"] for row in same]
-        errors[condition] = per_sentence(count_errors(references, [row[system] for row in same], language), references)
+        found = count_errors(references, [row[system] for row in same], language)
+        errors[condition] = per_sentence(found, references, language)
     return errors
 
 

@@ -105,7 +105,7 @@ class Scores:
     """The errors of every prediction, counted once, and WERs of groups of them with intervals."""
 
     def __init__(self, rows: list[Row], language: str, draws: int, seed: int):
-        self.rows, self._draws, self._seed = rows, draws, seed
+        self.rows, self._language, self._draws, self._seed = rows, language, draws, seed
         references = [row["reference"] for row in rows]
         systems = [*SYSTEMS, *(system for system in LM_SYSTEMS if rows and system in rows[0])]
         self.errors = {system: count_errors(references, [row[system] for row in rows], language) for system in systems}
@@ -127,7 +127,7 @@ class Scores:
         rates = {}
         for system, errors in self.errors.items():
             fields = (errors.word_edits, errors.words, errors.char_edits, errors.chars)
-            found = per_sentence(Errors(*(field[chosen] for field in fields)), references)
+            found = per_sentence(Errors(*(field[chosen] for field in fields)), references, self._language)
             if rate == "cer":  # characters in the words' place: the bootstrap is the same
                 found = Errors(found.char_edits, found.chars, found.char_edits, found.chars)
             rates[system] = wer_with_interval(found, self._draws, self._seed)

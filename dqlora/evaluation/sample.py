@@ -18,6 +18,6 @@ def sample_utterances(
         1 or more.
     """
     names = list(dict.fromkeys(row["id"] for row in rows))
-    chosen = set(names[:: -(-len(names) // count)])
+    chosen = {names[at * len(names) // count] for at in range(count)}
     kept = [number for number, row in enumerate(rows) if row["id"] in chosen]
     return [rows[number] for number in kept], [clips[number] for number in kept]

@@ -39,6 +39,7 @@ class Transcript:
     log_probability: float  # mean of the tokens' and the end's, in nats
     no_speech: float  # probability, at the start of the transcript, that nobody speaks
     language: float | None  # probability of the language among all; None of a model that knows one alone
+    ended: bool  # rather than broken off at LONGEST
 
 
 class Teacher:
@@ -132,7 +133,10 @@ class Teacher:
         encoded = BaseModelOutput(last_hidden_state=self._encoder(self.log_mel(clips)))
         tokens = self._tokens(language, encoder_outputs=encoded)
         scores = self._scores(tokens, encoded, language)
-        return [Transcript(text, *scored) for text, scored in zip(self._texts(tokens), scores, strict=True)]
+        ended = ((tokens < self.model.config.eos_token_id).sum(-1) < LONGEST).tolist()
+        return [
+            Transcript(text, *scored, end) for text, scored, end in zip(self._texts(tokens), scores, ended, strict=True)
+        ]
 
     def _tokens(self, language: str, **audio: Any) -> Tensor:
         multilingual = {"language": whisper_language(language), "task": "transcribe"} if self._multilingual else {}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dqlora.config import Distill
-from dqlora.data.batching import pad_features
+from dqlora.data.batching import length_mask, pad_features
 from dqlora.errors import UserError
 from dqlora.models.alignment import aligned_frames
 from dqlora.models.wav2vec2 import EncoderCTC, base_of
@@ -120,7 +120,7 @@ class LogitsTarget(Target):
         return student.vocab_size
 
     def distance(self, student: Tensor, target: Tensor, frames: Tensor, blank: int) -> Tensor:
-        mask = frame_mask(target, blank, self.settings.frames)
+        mask = frame_mask(target, frames, blank, self.settings.frames)
         return kl_divergence(student, target, frames, self.settings.temperature, mask)
 
 
@@ -230,15 +230,15 @@ class UntrainedHead(LogitsTarget, name="untrained_head"):
         return [F.interpolate(row, len(clip.cnn), mode="linear")[0].T for row, clip in zip(rows, clips, strict=True)]
 
 
-def frame_mask(target: Tensor, blank: int, which: str) -> Tensor | None:
-    """Frames that a KL counts, bool [batch, longest]; None for all.
+def frame_mask(target: Tensor, frames: Tensor, blank: int, which: str) -> Tensor | None:
+    """Frames that a KL counts, bool [batch, longest], of the `frames` of each clip, int64 [batch]; None for all.
 
     `nonblank` drops the frames where the target's best token is blank; `around_nonblank` keeps one more on either side
     of each that is left (symmetric selection, Hilmes et al. 2025, arXiv 2506.01503).
     """
     if which == "all":
         return None
-    nonblank = target.argmax(-1) != blank
+    nonblank = (target.argmax(-1) != blank) & length_mask(frames, target.shape[1])
     if which == "nonblank":
         return nonblank
     return F.max_pool1d(nonblank[:, None].float(), 3, stride=1, padding=1)[:, 0] > 0

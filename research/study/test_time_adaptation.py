@@ -52,7 +52,7 @@ def print_table(clips: list[Mixture], texts: list[list[str]], steps: list[int], 
     for name, chosen in groups.items():
         references = [clips[at].reference for at in chosen]
         errors = [count_errors(references, [texts[at][column] for at in chosen], "en") for column in range(len(steps))]
-        sentences = [per_sentence(each, references) for each in errors]
+        sentences = [per_sentence(each, references, "en") for each in errors]
         changes = [in_words(relative_wer_reduction(sentences[0], each, DRAWS, 0)) for each in sentences[1:]]
         print(f"| {name} | {' | '.join([*(f'{100 * each.wer:.1f}' for each in errors), *changes])} |")
 

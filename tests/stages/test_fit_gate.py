@@ -65,6 +65,13 @@ def test_no_gate_where_the_adapter_is_better_on_clean_speech(
     assert "WER 25.0 % without the adapter, 0.0 % with it" in said and "hint" not in said
 
 
+def test_few_sentences_are_no_reason_to_leave_the_gate_out(clips: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard(monkeypatch, WRONG, TEXTS)
+    monkeypatch.setattr(fit_gate, "FEWEST_SENTENCES", len(TEXTS) + 1)
+    fit_gate.main()
+    assert read_json(clips.gate, "")["entropy_threshold"] > 0
+
+
 @pytest.mark.parametrize("lambda_distill, hinted", [(1.0, True), (0.0, False)])
 def test_features_of_a_base_that_hears_badly_are_no_target(
     lambda_distill: float,

@@ -25,6 +25,7 @@ BAD = {
 def test_a_good_transcript_is_kept() -> None:
     assert why_rejected(GOOD, SETTINGS, "en") == ""
     assert why_rejected(replace(GOOD, language=None, second=None), SETTINGS, "en") == ""
+    assert why_rejected(replace(GOOD, ended=False), SETTINGS, "en") == "too long for the teacher"
 
 
 @pytest.mark.parametrize("kind", BAD)

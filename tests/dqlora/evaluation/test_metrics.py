@@ -91,6 +91,12 @@ def test_utterances_of_one_sentence_are_one_unit_of_the_bootstrap() -> None:
     assert intervals[0]["ci_low"] < intervals[0]["relative"] < intervals[0]["ci_high"]
 
 
+def test_one_sentence_written_in_several_ways_is_one_unit() -> None:
+    ways = ["Turn on the light.", "turn on the light", "TURN ON THE LIGHT", "Open it", "open it!"]
+    rows = [{"condition": "clean", "reference": way, "base": "turn on the night"} for way in ways]
+    assert score(rows, "base", "en")["clean"].words.tolist() == [12, 4]
+
+
 def test_rates_are_by_condition_and_their_mean_over_the_snrs() -> None:
     said = {"clean": "a b c d", "5 dB": "a b c x", "0 dB": "a x x x"}
     rows = [{"id": "u", "condition": name, "reference": "a b c d", "base": text} for name, text in said.items()]

@@ -7,7 +7,7 @@ import torch
 from transformers import WhisperFeatureExtractor
 from transformers.modeling_outputs import BaseModelOutput
 
-from dqlora.data.audio import SAMPLE_RATE, to_float32, to_int16
+from dqlora.data.audio import SAMPLE_RATE, read_audio, to_float32, to_int16
 from dqlora.errors import UserError
 from dqlora.models.alignment import aligned_frames, student_frames_at
 from dqlora.models.wav2vec2 import load_student
@@ -69,8 +69,6 @@ def test_int16_clips_have_the_features_of_float32_ones(teacher: Teacher) -> None
 
 
 def test_the_teacher_transcribes_human_speech(teacher: Teacher, shared: Path) -> None:
-    from dqlora.data.audio import read_audio
-
     clip = read_audio(shared / "speech/prompts/test/agent-alreadyon.ogg")
     text = teacher.transcribe([clip, np.zeros(16_000, np.float32)], "en")[0]
     assert "already logged on" in text.lower()
@@ -138,6 +136,19 @@ def test_scores_are_those_of_decoding_token_by_token(teacher: Teacher) -> None:
                 total, count = total + float(log_probs[tokens[-1]]), count + 1
         assert each.log_probability == pytest.approx(total / count, abs=1e-3)
     assert {each.language for each in found} == {None}
+
+
+def test_a_transcript_that_is_broken_off_says_so(
+    teacher: Teacher, shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = read_audio(shared / "speech/prompts/test/agent-alreadyon.ogg")
+    (whole,) = teacher.transcribe_with_scores([clip], "en")
+    tokens = len(teacher._tokenizer(" " + whole.text, add_special_tokens=False).input_ids)
+    assert tokens > 3
+    for longest in (tokens + 1, tokens - 1):
+        monkeypatch.setattr("dqlora.models.whisper.LONGEST", longest)
+        (found,) = teacher.transcribe_with_scores([clip], "en")
+        assert found.ended == (found.text == whole.text) == (longest > tokens)
 
 
 def test_the_probability_of_the_language_is_that_among_languages(

@@ -100,10 +100,19 @@ def test_a_ctc_posterior_says_the_text(which: str, student_folder: Path, vocabul
 def test_the_frames_that_a_kl_counts() -> None:
     best = torch.tensor([[0, 0, 3, 0, 0, 0, 4, 4, 0]])
     logits = torch.nn.functional.one_hot(best, 6).float()
-    assert frame_mask(logits, 0, "all") is None
+    frames = torch.tensor([9])
+    assert frame_mask(logits, frames, 0, "all") is None
     for which, expected in {"nonblank": "001000110", "around_nonblank": "011101111"}.items():
-        mask = frame_mask(logits, 0, which)
+        mask = frame_mask(logits, frames, 0, which)
         assert mask is not None and "".join(str(int(each)) for each in mask[0]) == expected
+
+
+def test_padding_is_no_token_whatever_the_blank() -> None:
+    logits = torch.nn.functional.one_hot(torch.tensor([[1, 5, 5, 5]]), 6).float()
+    padded = torch.nn.functional.pad(logits, (0, 0, 0, 3))
+    for which in ("nonblank", "around_nonblank"):
+        alone, in_batch = (frame_mask(each, torch.tensor([4]), 5, which) for each in (logits, padded))
+        assert alone is not None and in_batch is not None and torch.equal(alone, in_batch[:, :4])
 
 
 @pytest.mark.parametrize("frames", ["all", "nonblank", "around_nonblank"])
