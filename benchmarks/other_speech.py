@@ -1,4 +1,4 @@
-"""Whether a run's gain carries to speech that it was not adapted to, as `dqlora transcribe` hears it.
+"""Whether a run's gain carries to speech that it was not adapted to, scored as `evaluate` does.
 
 python -m benchmarks.other_speech SPEECH... --noise NOISE [--run FOLDER] [--output JSON]
 

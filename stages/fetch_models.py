@@ -20,7 +20,7 @@ def fetch_teacher_head(source: Path, output: Path) -> None:
     UserError
         if the folder holds none.
     """
-    existing_folder(source, "teacher_head.path", "give that of a trained head, or `scratch`")
+    source = existing_folder(source, "teacher_head.path", "give that of a trained head, or `scratch`")
     load_head(source, torch.device("cpu"))
     output.mkdir()
     for name in ("config.json", "head.safetensors"):

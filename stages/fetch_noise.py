@@ -13,7 +13,7 @@ from dqlora.config import OUT_OF_DOMAIN, Noise, Paths, load_params, load_preset
 from dqlora.data.archives import check_archive, extract_archive
 from dqlora.data.audio import SAMPLE_RATE, BadAudio, check_sound, read_audio, to_float32, to_int16
 from dqlora.data.download import RemoteFile, download_all, read_url_list
-from dqlora.data.folders import as_text
+from dqlora.data.folders import as_text, files_below
 from dqlora.data.mixing import sounding_part
 from dqlora.data.noise import (
     Recording,
@@ -89,13 +89,16 @@ def write_split(
 def source_folder(path: str, paths: Paths) -> Path:
     """The folder of recordings that noise.path names, downloaded and unpacked first where it is no folder."""
     if path.endswith(".csv"):
-        download_all(read_url_list(Path(path)), paths.downloads / "noise", paths.checksums, read_audio)
-        return paths.downloads / "noise"
+        files, folder = read_url_list(Path(path)), paths.downloads / "noise"
+        download_all(files, folder, paths.checksums, read_audio)
+        for name in set(files_below(folder)) - {file.name for file in files}:
+            (folder / name).unlink()  # of an earlier list or archive
+        return folder
     if path.startswith(("http://", "https://")):
         remote = RemoteFile(path.rpartition("/")[2], path)
         [archive] = download_all([remote], paths.downloads, paths.checksums, check_archive)
     else:
-        archive = Path(path)
+        archive = Path(path).expanduser()
     if archive.is_file():
         with atomic_directory(paths.downloads / "noise") as folder:
             extract_archive(archive, folder)

@@ -80,8 +80,10 @@ def read_url_list(path: Path) -> list[RemoteFile]:
         If the list is missing or empty, lacks the columns, or gives two files one name.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: not UTF-8; save it as such") from None
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; name a CSV with a column `url`") from None
     files: dict[str, RemoteFile] = {}

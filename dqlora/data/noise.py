@@ -96,7 +96,7 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
     UserError
         if there is no such folder, or one of the splits would be empty.
     """
-    existing_folder(folder, "noise.path", "give a folder of recordings, or `synthetic`")
+    folder = existing_folder(folder, "noise.path", "give a folder of recordings, or `synthetic`")
 
     def drawn(name: str) -> bytes:
         return hashlib.sha256(f"{seed}:{name}".encode()).digest()
@@ -130,7 +130,7 @@ def find_recordings(folder: Path, seed: int) -> dict[str, list[Recording]]:
 
 def test_recordings(folder: Path) -> list[Recording]:
     """The recordings below `folder`, or of its test split where it has one; UserError where there is no folder."""
-    existing_folder(folder, "out_of_domain.noise", "give a folder of recordings, or `out_of_domain: none`")
+    folder = existing_folder(folder, "out_of_domain.noise", "give a folder of recordings, or `out_of_domain: none`")
     found = _by_split(folder)
     has_test = "test" in found
     return _recordings(folder, found["test"] if has_test else list(chain(*found.values())), own_splits=has_test)

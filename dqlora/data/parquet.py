@@ -83,10 +83,10 @@ def read_rows(
     OSError, ValueError
         If the file is damaged.
     """
-    chunks = [metadata.row_group(group).column(index) for index in range(metadata.num_columns)]
-    [chunk] = [chunk for chunk in chunks if chunk.path_in_schema == large]
+    [at] = [at for at in range(metadata.num_columns) if metadata.schema.column(at).path == large]
+    chunk, nullable = metadata.row_group(group).column(at), metadata.schema.column(at).max_definition_level > 0
     with FilePart(path, start) as file, FilePart(path, start) as other, FilePart(path, start) as third:
-        pages = _streamable_pages(file, chunk)
+        pages = _streamable_pages(file, chunk, nullable)
         streamed = _streamed(file, pages, chunk)
         values = streamed if pages else (row[large] for row in _read(other, metadata, group, [large]))
         rest = _read(third, metadata, group, [name for name in columns if name != large])
@@ -109,9 +109,11 @@ def _leaf(row: dict[str, Any], name: str) -> Any:
     return value
 
 
-def _streamable_pages(file: BinaryIO | FilePart, chunk: Any) -> list[_Page]:
+def _streamable_pages(file: BinaryIO | FilePart, chunk: Any, nullable: bool) -> list[_Page]:
     """The pages that hold each value of a large column once and in order; none if there are no such pages."""
     nulls = chunk.statistics.null_count if chunk.is_stats_set and chunk.statistics.has_null_count else None
+    if not nullable:  # as datasets writes none: its pages lack the levels that `_streamed` skips
+        return []
     if chunk.total_compressed_size < LARGE or chunk.compression not in ("SNAPPY", "UNCOMPRESSED") or nulls != 0:
         return []
     offset = chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset

@@ -80,9 +80,12 @@ def differences(before: str, after: str) -> list[str]:
         if there is no such experiment, or it did not evaluate, or the two have other test clips.
     """
     (first, record), (second, _) = (_tested(name) for name in (before, after))
-    clips = [[(row["id"], row["condition"], row["reference"]) for row in rows] for rows in (first, second)]
+    tested_on = ("id", "condition", "reference", "noise")
+    clips = [[[row.get(name) for name in tested_on] for row in rows] for rows in (first, second)]
     if clips[0] != clips[1]:
-        raise UserError(f"{before}, {after}: tested on different clips; name two experiments of one preset")
+        raise UserError(
+            f"{before}, {after}: tested on different clips or noise; name two experiments of one preset and seed"
+        )
     lines = []
     for system, name in (SYSTEMS | LM_SYSTEMS).items():
         if not system.startswith("distilled") or system not in first[0] or system not in second[0]:
@@ -101,11 +104,15 @@ def _tested(name: str) -> tuple[list[Row], dict[str, Any]]:
         paths = Paths(yaml.safe_load(read("params.yaml", rev=revision))["preset"])
         folder = (paths.metrics / "test").as_posix()
         predictions, record = (read(f"{folder}/{file}", rev=revision) for file in ("predictions.jsonl", "record.json"))
+        stages = yaml.safe_load(read("dvc.lock", rev=revision))["stages"]
     except (DvcException, DataIndexDirError, SCMError, OSError) as error:
         raise UserError(
             f"{name}: no test transcripts of it here ({first_line(error)}); name an experiment of `dqlora compare`, a "
             "commit, or workspace; if it was run elsewhere, check it out and run `dvc repro evaluate`"
         ) from None
+    made = {output["path"]: output["md5"] for stage in stages.values() for output in stage.get("outs", [])}
+    if any(made.get(each["path"], each["md5"]) != each["md5"] for each in stages["evaluate"].get("deps", [])):
+        raise UserError(f"{name}: stopped before evaluate; run `dvc exp run evaluate` with its settings")
     return [json.loads(line) for line in predictions.splitlines()], json.loads(record)
 
 

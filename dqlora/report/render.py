@@ -179,13 +179,19 @@ def metric(values: dict[str, Any], name: str) -> float | None:
 
 
 def forms_of(inputs: Inputs) -> list[Form]:
-    """Those of FORMS whose cost and WER were measured, the cheapest first, each with a letter."""
-    wers = inputs.evaluate | inputs.export
+    """Those of FORMS whose cost and WER were measured, the cheapest first, each with a letter.
+
+    An export is scored on a sample: its WER is the student's of all clips and how far it is from it there.
+    """
     found = []
     for form, (name, system) in FORMS.items():
         rtf, memory = metric(inputs.costs, f"{form}.rtf"), metric(inputs.costs, f"{form}.peak_rss_mb")
-        clean, noisy = metric(wers, f"{form}.clean.wer"), metric(wers, f"{form}.noisy.wer")
+        scored = "distilled" if form in inputs.export else form
+        clean, noisy = (metric(inputs.evaluate, f"{scored}.{condition}.wer") for condition in (CLEAN, "noisy"))
         if rtf and memory and clean is not None and noisy is not None:
+            if form in inputs.export:
+                clean += metric(inputs.export, f"{form}.wer_difference.clean") or 0.0
+                noisy += metric(inputs.export, f"{form}.wer_difference.noisy") or 0.0
             found.append(Form("", name, system, rtf, memory, {CLEAN: clean, "noisy": noisy}))
     in_order = sorted(found, key=lambda form: form.rtf)
     return [replace(form, letter=chr(ord("A") + at)) for at, form in enumerate(in_order)]

@@ -14,6 +14,7 @@ import soundfile
 import yaml
 
 from dqlora.config import Paths
+from dqlora.data import noise
 from dqlora.data.mixing import fit_noise, power
 from dqlora.data.noise import find_recordings
 from dqlora.data.storage import RaggedArray
@@ -47,10 +48,22 @@ def test_a_list_of_urls_becomes_a_folder_and_its_checksums_bind(address: str, tm
     assert len(paths.checksums.read_text().splitlines()) == 4
     assert paths.checksums.parent == tmp_path / "presets"  # beside the preset, in no stage's deps
 
+    (tmp_path / "list.csv").write_text("\n".join(["split,url", *lines[1:]]), encoding="utf-8-sig")  # as Excel saves it
+    splits = find_recordings(source_folder(str(tmp_path / "list.csv"), paths), seed=0)
+    assert [item.id for item in splits["train"]] == ["fan_1.wav"]  # and not the one that the list no longer has
+
     (tmp_path / "served/test/fan_1.wav").write_bytes(b"another recording")
     (paths.downloads / "noise/test/fan_1.wav").unlink()
     with pytest.raises(UserError, match=r"fan_1\.wav"):
         source_folder(str(tmp_path / "list.csv"), paths)
+
+
+def test_the_home_folder_may_be_written_as_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_noise(tmp_path / "noise")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = source_folder("~/noise", Paths("mini", tmp_path))
+    assert find_recordings(folder, seed=0).keys() == {"train", "test"} and noise.unused_files(folder) == []
+    assert len(noise.test_recordings(Path("~/noise"))) > 0
 
 
 def test_the_address_of_a_list_is_told_and_its_query_is_not(tmp_path: Path) -> None:

@@ -57,6 +57,17 @@ def test_reads_what_pyarrow_reads(
     assert [dict(sorted(row.items())) for row in read] == [dict(sorted(row.items())) for row in expected]
 
 
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_reads_a_column_that_may_not_be_null(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dictionary: bool) -> None:
+    monkeypatch.setattr(parquet, "LARGE", 0)
+    path, clips = tmp_path / "a.parquet", [bytes([number]) * 1000 for number in range(20)]
+    schema = pa.schema([pa.field("name", pa.string()), pa.field("audio", pa.binary(), nullable=False)])
+    names = [str(number) for number in range(20)]
+    pq.write_table(pa.table([names, clips], schema=schema), path, use_dictionary=dictionary)
+    read = read_rows(path, pq.read_metadata(path), 0, ["name", "audio"], "audio")
+    assert [row["audio"] for row in read] == clips
+
+
 def test_reads_a_row_group_without_what_lies_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "LARGE", 0)
     path = tmp_path / "a.parquet"

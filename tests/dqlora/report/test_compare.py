@@ -127,11 +127,15 @@ def test_an_experiment_that_stopped_before_evaluate_has_no_metrics_of_its_own(
     assert others == 4
 
 
+LOCK = "stages: {evaluate: {deps: [{path: adapter, md5: a}]}, train: {outs: [{path: adapter, md5: a}]}}"
+
+
 def files_of(predictions: list[dict[str, Any]]) -> dict[str, str]:
     return {
         "params.yaml": "preset: mini",
         "metrics/mini/test/predictions.jsonl": "".join(json.dumps(row) + "\n" for row in predictions),
         "metrics/mini/test/record.json": json.dumps({"language": "en", "bootstrap_draws": 500, "seed": 0}),
+        "dvc.lock": LOCK,
     }
 
 
@@ -146,6 +150,8 @@ def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPat
                 for row in right]  # fmt: skip
 
     found = {"old": files_of(heard(4)), "new": files_of(heard(2)), "other": files_of(heard(2)[2:])}
+    found["louder"] = files_of([row | {"noise": "street"} for row in heard(2)])
+    found["stopped"] = found["new"] | {"dvc.lock": LOCK.replace("md5: a}]}}", "md5: b}]}}")}
 
     def read(path: str, rev: str | None) -> str:
         if rev not in (*found, None):
@@ -159,8 +165,12 @@ def test_two_experiments_are_compared_clip_by_clip(monkeypatch: pytest.MonkeyPat
     )
     assert clean == "Distilled student, clean: WER 0.0 % lower [0.0, 0.0] in workspace than in old: no difference shown"
     assert differences("new", "old")[0].startswith("Distilled student, noisy: WER 100.0 % higher [")
-    with pytest.raises(UserError, match="new, other: tested on different clips"):
+    with pytest.raises(UserError, match="new, other: tested on different clips or noise"):
         differences("new", "other")
+    with pytest.raises(UserError, match="new, louder: tested on different clips or noise"):
+        differences("new", "louder")
+    with pytest.raises(UserError, match="stopped: stopped before evaluate"):
+        differences("new", "stopped")
     with pytest.raises(UserError, match="gone: no test transcripts of it here"):
         differences("old", "gone")
 
@@ -172,6 +182,7 @@ def test_what_is_not_in_the_cache_takes_one_line(tmp_path: Path, monkeypatch: py
     for name, content in files_of([clip | {"condition": condition} for condition in ("clean", "5 dB")]).items():
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text(content)
+    Path("dvc.lock").unlink()
     Path("dvc.yaml").write_text("stages: {evaluate: {cmd: 'true', outs: [metrics/mini/test]}}")
     commands = ("git init -q", "dvc init -q", "dvc commit -q -f", "git add .", "git commit -q -m a")
     for name in ("GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"):
